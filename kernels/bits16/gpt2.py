@@ -31,9 +31,15 @@ from threadloom.kernels.bits16.lora import (
     adapted_backward_input,
     adapted_forward,
     adapted_gelu_forward,
-    adapted_residual_forward,
     lora_backward_weight,
     lora_input,
+)
+from threadloom.kernels.bits16.residual import (
+    ResidualLayer,
+    bias_beside_norm,
+    branch_gradient,
+    last_bias_beside_norm,
+    residual_forward,
 )
 from threadloom.kernels.bits16.tensors import (
     Activations16,
@@ -51,12 +57,13 @@ from threadloom.kernels.common import (
     Gpt2Constants,
     HeadCounts,
     LoraAdapter,
-    LoraConstants,
     LoraSite,
+    ResidualSite,
     Weights,
     last_head_part,
     mark_part_done,
     mlp_part,
+    residual_dropout,
     wait_for_predecessor,
 )
 from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
@@ -109,20 +116,26 @@ def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, cons
     w, p, a, lora = weights.master, weights.packed, acts, constants.lora
     for n in range(w.ln1_weight.shape[0]):
         k = n % a.qkv.shape[0]  # an evaluation keeps one layer
+        of_attention = residual_dropout(constants.dropout, a.dropout_key, n, ResidualSite.ATTENTION)
+        of_mlp = residual_dropout(constants.dropout, a.dropout_key, n, ResidualSite.MLP)
         ln1, ln2 = Affine(w.ln1_weight[n], w.ln1_bias[n]), Affine(w.ln2_weight[n], w.ln2_bias[n])
-        layernorm_forward(a.x, ln1, w.attn_proj_bias[n], NormalizedRows(a.normed1[k], a.rstd1[k]), a.h)
+        bias = bias_beside_norm(w.attn_proj_bias[n], of_attention)
+        layernorm_forward(a.x, ln1, bias, NormalizedRows(a.normed1[k], a.rstd1[k]), a.h)
         given = lora_input(lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
         adapted_forward(a.h, _qkv_layer(p, n), given, a.qkv_xa[k], w.qkv_bias[n], a.qkv[k], a.thread)
         attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts)
         attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.thread.attention)
         given = lora_input(lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
-        adapted_residual_forward(a.attn[k], _attn_proj_layer(p, n), given, a.attn_proj_xa[k], a.x, a.thread)
-        layernorm_forward(a.x, ln2, w.mlp_proj_bias[n], NormalizedRows(a.normed2[k], a.rstd2[k]), a.h)
+        attn_proj = ResidualLayer(_attn_proj_layer(p, n), w.attn_proj_bias[n], given, a.attn_proj_xa[k], of_attention)
+        residual_forward(a.attn[k], attn_proj, a.h, a.x, a.thread)
+        bias = bias_beside_norm(w.mlp_proj_bias[n], of_mlp)
+        layernorm_forward(a.x, ln2, bias, NormalizedRows(a.normed2[k], a.rstd2[k]), a.h)
         fc = a.fc[min(n, a.fc.shape[0] - 1)]
         given = lora_input(lora, a.dropout_key, n, LoraSite.UP, a.dropped)
         adapted_gelu_forward(a.h, _fc_layer(p, n), given, a.fc_xa[k], w.fc_bias[n], fc, a.gelu, a.thread)
         given = lora_input(lora, a.dropout_key, n, LoraSite.DOWN, a.dropped)
-        adapted_residual_forward(a.gelu, _mlp_proj_layer(p, n), given, a.mlp_proj_xa[k], a.x, a.thread)
+        mlp_proj = ResidualLayer(_mlp_proj_layer(p, n), w.mlp_proj_bias[n], given, a.mlp_proj_xa[k], of_mlp)
+        residual_forward(a.gelu, mlp_proj, a.h, a.x, a.thread)
 
 
 @jit_inline_body
@@ -193,13 +206,16 @@ def _mlp_backward(
     grads: Weights,
     scratch: Scratch16,
     n: int,
-    lora: LoraConstants,
+    constants: Gpt2Constants,
     ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of the output of block `n` to that between its two halves."""
     w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
     accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.ln1_weight.shape[0], n)
+    lora = constants.lora
     wait_for_predecessor(ticket, part)
+    dropout = residual_dropout(constants.dropout, a.dropout_key, n, ResidualSite.MLP)
+    branch_gradient(s.dx, dropout, s.dx16, g.mlp_proj_bias[n], accumulate)
     given = lora_input(lora, a.dropout_key, n, LoraSite.DOWN, s.dropped)
     d_adapter = LoraAdapter(g.mlp_proj_a[n], g.mlp_proj_b[n])
     of_proj = LoraBackward(d_adapter, a.mlp_proj_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.down, given)
@@ -208,7 +224,7 @@ def _mlp_backward(
     transpose_backward_weight(s.gelu, s.dx16, g.mlp_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
     lora_backward_weight(s.gelu, s.dx16, of_proj, accumulate, s.thread)
     norm, kept = Affine(w.ln2_weight[n], w.ln2_bias[n]), NormalizedRows(a.normed2[n], a.rstd2[n])
-    d_norm = norm_gradients(g.ln2_weight[n], g.ln2_bias[n], g.attn_proj_bias[n], s)
+    d_norm = norm_gradients(g.ln2_weight[n], g.ln2_bias[n], bias_beside_norm(g.attn_proj_bias[n], dropout), s)
     given = lora_input(lora, a.dropout_key, n, LoraSite.UP, s.dropped)
     d_adapter = LoraAdapter(g.fc_a[n], g.fc_b[n])
     of_fc = LoraBackward(d_adapter, a.fc_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.up, given)
@@ -231,6 +247,8 @@ def _attention_backward(
     w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
     accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.ln1_weight.shape[0], n) + 1
     wait_for_predecessor(ticket, part)
+    dropout = residual_dropout(constants.dropout, a.dropout_key, n, ResidualSite.ATTENTION)
+    branch_gradient(s.dx, dropout, s.dx16, g.attn_proj_bias[n], accumulate)
     transpose_backward_weight(a.attn[n], s.dx16, g.attn_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
     lora = constants.lora
     given = lora_input(lora, a.dropout_key, n, LoraSite.ATTN_PROJ, s.dropped)
@@ -245,7 +263,7 @@ def _attention_backward(
     linear_backward_bias(s.d_qkv, g.qkv_bias[n], accumulate)
     norm, kept = Affine(w.ln1_weight[n], w.ln1_bias[n]), NormalizedRows(a.normed1[n], a.rstd1[n])
     below = g.mlp_proj_bias[n - 1] if n > 0 else s.unused[2]
-    d_norm = norm_gradients(g.ln1_weight[n], g.ln1_bias[n], below, s)
+    d_norm = norm_gradients(g.ln1_weight[n], g.ln1_bias[n], bias_beside_norm(below, dropout), s)
     given = lora_input(lora, a.dropout_key, n, LoraSite.QKV, s.dropped)
     d_adapter = LoraAdapter(g.qkv_a[n], g.qkv_b[n])
     of_qkv = LoraBackward(d_adapter, a.qkv_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.qkv, given)
@@ -265,11 +283,11 @@ def blocks_backward(
 ) -> None:
     """Take ``scratch.dx`` to the gradient of the embeddings; write or add the gradients of the blocks' tensors.
 
-    The gradient of the last block's MLP bias is computed by `head_backward`, which runs first; that of any other
-    block's MLP bias by the next block, in that block's part of the `ticket`.
+    Without dropout, the gradient of the last block's MLP bias is computed by `head_backward`, which runs first; that of
+    any other block's MLP bias by the next block, in that block's part of the `ticket`.
     """
     for n in range(weights.master.ln1_weight.shape[0] - 1, -1, -1):
-        _mlp_backward(weights, acts, grads, scratch, n, constants.lora, ticket)
+        _mlp_backward(weights, acts, grads, scratch, n, constants, ticket)
         _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
 
 
@@ -310,7 +328,7 @@ def head_backward(
     projection = ProjectionScratch(s.logits, s.d_logits, s.d_logits_t, s.thread.upcast)
     packed, terms = PackedPair(p.wte, p.wte_t), constants.loss
     loss = projection_backward(s.h, packed, targets, scale, terms, grads.wte, s.dh, projection, ticket)
-    last_bias = grads.mlp_proj_bias[grads.mlp_proj_bias.shape[0] - 1]
+    last_bias = last_bias_beside_norm(grads.mlp_proj_bias, constants.dropout, acts.dropout_key)
     d_norm = norm_gradients(grads.lnf_weight, grads.lnf_bias, last_bias, s)
     layernorm_backward(s.dh, kept, w.lnf_weight, s.dx, s.dx16, d_norm, accumulate)
     mark_part_done(ticket, last_head_part(s.logits.shape[1]))

@@ -9,6 +9,7 @@ from threadloom.kernels.bits16 import gpt2
 from threadloom.kernels.bits16.banded_head import BandedScratch, PackedFactors, banded_backward, banded_loss
 from threadloom.kernels.bits16.gpt2 import norm_gradients
 from threadloom.kernels.bits16.layernorm import NormalizedRows, layernorm_backward, layernorm_forward
+from threadloom.kernels.bits16.residual import last_bias_beside_norm
 from threadloom.kernels.bits16.tensors import (
     Activations16,
     PackedPair,
@@ -148,7 +149,7 @@ def head_backward(
     loss = banded_backward(
         s.h, _factors(weights.packed), constants.bands, targets, scale, constants.loss, d_factors, s.dh, space, ticket
     )
-    last_bias = g.mlp_proj_bias[g.mlp_proj_bias.shape[0] - 1]
+    last_bias = last_bias_beside_norm(g.mlp_proj_bias, constants.dropout, acts.dropout_key)
     d_norm = norm_gradients(g.lnf_weight, g.lnf_bias, last_bias, s)
     layernorm_backward(s.dh, kept, w.lnf_weight, s.dx, s.dx16, d_norm, ticket.accumulate)
     mark_part_done(ticket, last_head_part(s.logits.shape[1]))

@@ -7,6 +7,7 @@ from threadloom.kernels.bits16 import gpt2
 from threadloom.kernels.bits16.gpt2 import norm_gradients
 from threadloom.kernels.bits16.head import ProjectionScratch
 from threadloom.kernels.bits16.layernorm import NormalizedRows, layernorm_backward, layernorm_forward
+from threadloom.kernels.bits16.residual import last_bias_beside_norm
 from threadloom.kernels.bits16.residue_head import residue_backward, residue_loss
 from threadloom.kernels.bits16.tensors import Activations16, PackedPair, Scratch16, Weights16
 from threadloom.kernels.common import (
@@ -75,7 +76,7 @@ def head_backward(
     space = ProjectionScratch(s.logits, s.d_logits, s.d_logits_t, s.thread.upcast)
     factors, terms = PackedPair(p.wte, p.wte_t), constants.loss
     loss = residue_backward(s.h, factors, residues, targets, scale, terms, grads.wte, s.dh, space, ticket)
-    last_bias = grads.mlp_proj_bias[grads.mlp_proj_bias.shape[0] - 1]
+    last_bias = last_bias_beside_norm(grads.mlp_proj_bias, constants.dropout, acts.dropout_key)
     d_norm = norm_gradients(grads.lnf_weight, grads.lnf_bias, last_bias, s)
     layernorm_backward(s.dh, kept, w.lnf_weight, s.dx, s.dx16, d_norm, ticket.accumulate)
     mark_part_done(ticket, last_head_part(s.d_logits.shape[1]))

@@ -21,9 +21,15 @@ from threadloom.kernels.bits16.lora import (
     LoraBackward,
     adapted_backward_input,
     adapted_forward,
-    adapted_residual_forward,
     lora_backward_weight,
     lora_input,
+)
+from threadloom.kernels.bits16.residual import (
+    ResidualLayer,
+    bias_beside_norm,
+    branch_gradient,
+    last_bias_beside_norm,
+    residual_forward,
 )
 from threadloom.kernels.bits16.rmsnorm import (
     RmsNormGradients,
@@ -47,13 +53,14 @@ from threadloom.kernels.common import (
     LlamaConstants,
     LlamaWeights,
     LoraAdapter,
-    LoraConstants,
     LoraSite,
+    ResidualSite,
     last_head_part,
     mark_part_done,
     mlp_part,
     prepare_heads_backward,
     prepare_heads_forward,
+    residual_dropout,
     swiglu_backward,
     swiglu_forward,
     wait_for_predecessor,
@@ -110,22 +117,28 @@ def blocks_forward(
     w, p, a, c = weights.master, weights.packed, acts, constants
     for n in range(w.norm1_weight.shape[0]):
         k = n % a.qkv.shape[0]  # an evaluation keeps one layer
+        of_attention = residual_dropout(c.dropout, a.dropout_key, n, ResidualSite.ATTENTION)
+        of_mlp = residual_dropout(c.dropout, a.dropout_key, n, ResidualSite.MLP)
         kept1, kept2 = NormalizedRows(a.normed1[k], a.rstd1[k]), NormalizedRows(a.normed2[k], a.rstd2[k])
-        rmsnorm_forward(a.x, w.norm1_weight[n], c.epsilon, w.attn_proj_bias[n], kept1, a.h)
+        bias = bias_beside_norm(w.attn_proj_bias[n], of_attention)
+        rmsnorm_forward(a.x, w.norm1_weight[n], c.epsilon, bias, kept1, a.h)
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
         adapted_forward(a.h, _qkv_layer(p, n), given, a.qkv_xa[k], w.qkv_bias[n], a.qkv[k], a.thread)
         prepare_heads_forward(a.qkv[k], a.qk_raw[k], w, c, n, sequences, a.starts)
         attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts)
         attention_forward(attention, sequences, c.heads, a.thread.attention)
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
-        adapted_residual_forward(a.attn[k], _attn_proj_layer(p, n), given, a.attn_proj_xa[k], a.x, a.thread)
-        rmsnorm_forward(a.x, w.norm2_weight[n], c.epsilon, w.down_bias[n], kept2, a.h)
+        attn_proj = ResidualLayer(_attn_proj_layer(p, n), w.attn_proj_bias[n], given, a.attn_proj_xa[k], of_attention)
+        residual_forward(a.attn[k], attn_proj, a.h, a.x, a.thread)
+        bias = bias_beside_norm(w.down_bias[n], of_mlp)
+        rmsnorm_forward(a.x, w.norm2_weight[n], c.epsilon, bias, kept2, a.h)
         gate_up = a.gate_up[min(n, a.gate_up.shape[0] - 1)]
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.UP, a.dropped)
         adapted_forward(a.h, _gate_up_layer(p, n), given, a.gate_up_xa[k], w.gate_up_bias[n], gate_up, a.thread)
         swiglu_forward(gate_up, a.gated)
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.DOWN, a.dropped)
-        adapted_residual_forward(a.gated, _down_layer(p, n), given, a.down_xa[k], a.x, a.thread)
+        down = ResidualLayer(_down_layer(p, n), w.down_bias[n], given, a.down_xa[k], of_mlp)
+        residual_forward(a.gated, down, a.h, a.x, a.thread)
 
 
 @jit_kernel
@@ -178,13 +191,16 @@ def _mlp_backward(
     grads: LlamaWeights,
     scratch: LlamaScratch16,
     n: int,
-    lora: LoraConstants,
+    constants: LlamaConstants,
     ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of the output of block `n` to that between its two halves."""
     w, p, a, g, s = weights.master, weights.packed, acts, grads, scratch
     accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.norm1_weight.shape[0], n)
+    lora = constants.lora
     wait_for_predecessor(ticket, part)
+    dropout = residual_dropout(constants.dropout, a.dropout_key, n, ResidualSite.MLP)
+    branch_gradient(s.dx, dropout, s.dx16, g.down_bias[n], accumulate)
     given = lora_input(lora, a.dropout_key, n, LoraSite.DOWN, s.dropped)
     d_adapter = LoraAdapter(g.down_a[n], g.down_b[n])
     of_down = LoraBackward(d_adapter, a.down_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.down, given)
@@ -193,7 +209,8 @@ def _mlp_backward(
     transpose_backward_weight(s.gated, s.dx16, g.down_weight[n], accumulate, s.transposed, s.thread.upcast)
     lora_backward_weight(s.gated, s.dx16, of_down, accumulate, s.thread)
     linear_backward_bias(s.d_gate_up, g.gate_up_bias[n], accumulate)
-    kept, d_norm = NormalizedRows(a.normed2[n], a.rstd2[n]), RmsNormGradients(g.norm2_weight[n], g.attn_proj_bias[n])
+    kept = NormalizedRows(a.normed2[n], a.rstd2[n])
+    d_norm = RmsNormGradients(g.norm2_weight[n], bias_beside_norm(g.attn_proj_bias[n], dropout))
     given = lora_input(lora, a.dropout_key, n, LoraSite.UP, s.dropped)
     d_adapter = LoraAdapter(g.gate_up_a[n], g.gate_up_b[n])
     of_gate_up = LoraBackward(d_adapter, a.gate_up_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.up, given)
@@ -219,6 +236,8 @@ def _attention_backward(
     w, p, a, g, s, c = weights.master, weights.packed, acts, grads, scratch, constants
     accumulate, part = ticket.accumulate, mlp_part(s.logits.shape[1], w.norm1_weight.shape[0], n) + 1
     wait_for_predecessor(ticket, part)
+    dropout = residual_dropout(c.dropout, a.dropout_key, n, ResidualSite.ATTENTION)
+    branch_gradient(s.dx, dropout, s.dx16, g.attn_proj_bias[n], accumulate)
     transpose_backward_weight(a.attn[n], s.dx16, g.attn_proj_weight[n], accumulate, s.transposed, s.thread.upcast)
     given = lora_input(c.lora, a.dropout_key, n, LoraSite.ATTN_PROJ, s.dropped)
     d_adapter = LoraAdapter(g.attn_proj_a[n], g.attn_proj_b[n])
@@ -231,7 +250,7 @@ def _attention_backward(
     linear_backward_bias(s.d_qkv, g.qkv_bias[n], accumulate)
     kept = NormalizedRows(a.normed1[n], a.rstd1[n])
     below = g.down_bias[n - 1] if n > 0 else g.down_bias[n, :0]
-    d_norm = RmsNormGradients(g.norm1_weight[n], below)
+    d_norm = RmsNormGradients(g.norm1_weight[n], bias_beside_norm(below, dropout))
     given = lora_input(c.lora, a.dropout_key, n, LoraSite.QKV, s.dropped)
     d_adapter = LoraAdapter(g.qkv_a[n], g.qkv_b[n])
     of_qkv = LoraBackward(d_adapter, a.qkv_xa[n], s.d_xa, s.xa_t, s.d_dropped, c.lora.qkv, given)
@@ -253,11 +272,11 @@ def blocks_backward(
 ) -> None:
     """Take ``scratch.dx`` to the gradient of the embeddings; write or add the gradients of the blocks' tensors.
 
-    The gradient of the last block's MLP bias is computed by `head_backward`, which runs first; that of any other
-    block's MLP bias by the next block, in that block's part of the `ticket`.
+    Without dropout, the gradient of the last block's MLP bias is computed by `head_backward`, which runs first; that of
+    any other block's MLP bias by the next block, in that block's part of the `ticket`.
     """
     for n in range(weights.master.norm1_weight.shape[0] - 1, -1, -1):
-        _mlp_backward(weights, acts, grads, scratch, n, constants.lora, ticket)
+        _mlp_backward(weights, acts, grads, scratch, n, constants, ticket)
         _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
 
 
@@ -298,7 +317,8 @@ def head_backward(
     head = PackedPair(p.head, p.head_t)
     projection = ProjectionScratch(s.logits, s.d_logits, s.d_logits_t, s.thread.upcast)
     loss = projection_backward(s.h, head, targets, scale, constants.loss, grads.head, s.dh, projection, ticket)
-    d_norm = RmsNormGradients(grads.normf_weight, grads.down_bias[grads.down_bias.shape[0] - 1])
+    last_bias = last_bias_beside_norm(grads.down_bias, constants.dropout, acts.dropout_key)
+    d_norm = RmsNormGradients(grads.normf_weight, last_bias)
     rmsnorm_backward(s.dh, kept, w.normf_weight, s.dx, s.dx16, d_norm, ticket.accumulate)
     mark_part_done(ticket, last_head_part(s.logits.shape[1]))
     return loss

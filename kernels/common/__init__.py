@@ -47,11 +47,14 @@ from threadloom.kernels.common.documents import (
     position_of as position_of,
 )
 from threadloom.kernels.common.dropout import (
-    Dropout as Dropout,
+    EMBEDDING_DROPOUT as EMBEDDING_DROPOUT,
+    ResidualSite as ResidualSite,
     dropout_backward as dropout_backward,
     dropout_forward as dropout_forward,
     dropout_of as dropout_of,
+    dropout_residual as dropout_residual,
     drops as drops,
+    residual_dropout as residual_dropout,
 )
 from threadloom.kernels.common.embedding import (
     embedding_backward as embedding_backward,
@@ -97,9 +100,13 @@ from threadloom.kernels.common.sparse import sparse_product as sparse_product
 from threadloom.kernels.common.swiglu import swiglu_backward as swiglu_backward, swiglu_forward as swiglu_forward
 from threadloom.kernels.common.tensors import (
     ATTENTION_TILE as ATTENTION_TILE,
+    NO_DROPOUT as NO_DROPOUT,
     NO_LORA as NO_LORA,
+    NO_RATES as NO_RATES,
     NO_TERMS as NO_TERMS,
     AttentionActivations as AttentionActivations,
+    Dropout as Dropout,
+    DropoutRates as DropoutRates,
     Gpt2Constants as Gpt2Constants,
     HeadCounts as HeadCounts,
     LlamaConstants as LlamaConstants,

@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.common.tensors import NO_TERMS, Gpt2Constants, LoraConstants, LossTerms, Weights
+from threadloom.kernels.common.tensors import (
+    NO_RATES,
+    NO_TERMS,
+    DropoutRates,
+    Gpt2Constants,
+    LoraConstants,
+    LossTerms,
+    Weights,
+)
 from threadloom.kernels.compiling import Floats, jit_strict_inline
 
 Offsets = NDArray[np.int64]
@@ -76,6 +84,7 @@ class BandedConstants(NamedTuple):
     lora: LoraConstants
     bands: Bands
     loss: LossTerms = NO_TERMS
+    dropout: DropoutRates = NO_RATES
 
 
 def plain_weights(weights: BandedWeights) -> Weights:
@@ -85,7 +94,7 @@ def plain_weights(weights: BandedWeights) -> Weights:
 
 def plain_constants(constants: BandedConstants) -> Gpt2Constants:
     """Return the constants that the kernels of the blocks take."""
-    return Gpt2Constants(constants.heads, constants.lora, constants.loss)
+    return Gpt2Constants(constants.heads, constants.lora, constants.loss, constants.dropout)
 
 
 def bands_of(sizes: Sequence[tuple[int, int]], channels: int) -> Bands:

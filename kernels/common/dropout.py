@@ -1,38 +1,46 @@
-"""Dropout of the inputs of adapters (Srivastava et al., 2014), in every number format.
+"""Dropout (Srivastava et al., 2014) in every number format: of embeddings, of a block's outputs, of adapters' inputs.
 
-The mask is a function of counters: the key of the micro-batch, the adapted matrix, and the number of the element. So
-the backward pass computes it again, and it depends neither on threads nor on the order of the micro-batches. The
-generator is two rounds of the finaliser of MurmurHash3 (Appleby, 2011), each between additions of 32 bits of the key.
+The mask is a function of counters: the key of the micro-batch, the array, and the number of the element. So the
+backward pass computes it again, and it depends neither on threads nor on the order of the micro-batches. The generator
+is two rounds of the finaliser of MurmurHash3 (Appleby, 2011), each between additions of 32 bits of the key.
 """
 
+from enum import IntEnum
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.common.tensors import LoraConstants, LoraSite
+from threadloom.kernels.common.tensors import Dropout, DropoutRates, LoraConstants, LoraSite
 from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
 from threadloom.kernels.simd import FloatRow, load_element, store_element
 
 _LOW = np.uint64(0xFFFFFFFF)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio
 
-
 _SITES = len(LoraSite)
+_RESIDUAL = 1 << 29  # number of the first output of a block; those of the inputs of adapters are smaller
+EMBEDDING_DROPOUT = 1 << 31
+"""Number of the input embeddings among the arrays whose elements are dropped."""
 
 
-class Dropout(NamedTuple):
-    """Dropout of the input of one adapted matrix."""
+class ResidualSite(IntEnum):
+    """The outputs of a layer that are added to the residual stream."""
 
-    probability: float  # with which an element is set to 0; the others are divided by 1 - probability
-    key: NDArray[np.uint64]  # (1,) of the micro-batch; 0: no dropout, as in an evaluation
-    matrix: int  # number of the matrix in the model
+    ATTENTION = 0
+    MLP = 1
 
 
 @jit_inline_body
 def dropout_of(constants: LoraConstants, key: NDArray[np.uint64], layer: int, site: LoraSite) -> Dropout:
     """Return the dropout of the input of a matrix, for a micro-batch with a key (1,)."""
     return Dropout(constants.dropout, key, _SITES * layer + site)
+
+
+@jit_inline_body
+def residual_dropout(rates: DropoutRates, key: NDArray[np.uint64], layer: int, site: ResidualSite) -> Dropout:
+    """Return the dropout of an output of a layer, for a micro-batch with a key (1,)."""
+    return Dropout(rates.residual, key, _RESIDUAL + 2 * layer + site)
 
 
 @jit_inline_body
@@ -116,3 +124,18 @@ def dropout_backward(d_out: Floats, dropout: Dropout, dx: FloatRow) -> None:
         source, target = d_out[r], dx[r]
         for j in range(width):
             store_element(target, j, load_element(target, j) + _masked(source[j], r * width + j, mask))
+
+
+@jit_kernel
+def dropout_residual(y: FloatRow, dropout: Dropout, residual: Floats, out: Floats) -> None:
+    """Write `residual` plus `y`, with elements dropped and the others scaled, to `out`, all (R, C).
+
+    `out` may be `residual`. If nothing is dropped, nothing is done.
+    """
+    if not drops(dropout):
+        return
+    mask, width = _mask_of(dropout), out.shape[1]
+    for r in range(out.shape[0]):
+        source, base, target = y[r], residual[r], out[r]
+        for j in range(width):
+            target[j] = base[j] + _masked(load_element(source, j), r * width + j, mask)

@@ -13,7 +13,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.common.tensors import NO_TERMS, Gpt2Constants, LoraConstants, LossTerms
+from threadloom.kernels.common.tensors import (
+    NO_RATES,
+    NO_TERMS,
+    DropoutRates,
+    Gpt2Constants,
+    LoraConstants,
+    LossTerms,
+)
 from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel, jit_strict_inline
 
 Offsets = NDArray[np.int64]
@@ -44,11 +51,12 @@ class ResidueConstants(NamedTuple):
     lora: LoraConstants
     residues: Residues
     loss: LossTerms = NO_TERMS
+    dropout: DropoutRates = NO_RATES
 
 
 def plain_residue_constants(constants: ResidueConstants) -> Gpt2Constants:
     """Return the constants that the kernels of the blocks take."""
-    return Gpt2Constants(constants.heads, constants.lora, constants.loss)
+    return Gpt2Constants(constants.heads, constants.lora, constants.loss, constants.dropout)
 
 
 def residues_of(vocabulary: int, moduli: Sequence[int], own_rows: int) -> Residues:

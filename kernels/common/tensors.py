@@ -147,6 +147,28 @@ NO_TERMS = LossTerms(0.0, 0.0, np.zeros(0))
 """The loss is the cross-entropy alone."""
 
 
+class Dropout(NamedTuple):
+    """Dropout of the elements of one array of a micro-batch (`kernels.common.dropout`)."""
+
+    probability: float  # with which an element is set to 0; the others are divided by 1 - probability
+    key: NDArray[np.uint64]  # (1,) of the micro-batch; 0: no dropout, as in an evaluation
+    matrix: int  # number of the array in the model
+
+
+NO_DROPOUT = Dropout(0.0, np.zeros(1, np.uint64), 0)
+"""Nothing is dropped."""
+
+
+class DropoutRates(NamedTuple):
+    """Probabilities of dropout in the blocks of a model."""
+
+    residual: float  # of the outputs of attention and MLP, before they are added to the residual stream
+
+
+NO_RATES = DropoutRates(0.0)
+"""The blocks drop nothing."""
+
+
 class HeadCounts(NamedTuple):
     """Heads of grouped-query attention (Ainslie et al., 2023): `query` is a multiple of `key_value`."""
 
@@ -160,6 +182,7 @@ class Gpt2Constants(NamedTuple):
     heads: int  # H; keys and values have as many
     lora: LoraConstants
     loss: LossTerms = NO_TERMS
+    dropout: DropoutRates = NO_RATES
 
 
 class LlamaConstants(NamedTuple):
@@ -172,6 +195,7 @@ class LlamaConstants(NamedTuple):
     rotary: NDArray[Any]  # (L,) bool: layers with rotary positions
     lora: LoraConstants
     loss: LossTerms = NO_TERMS
+    dropout: DropoutRates = NO_RATES
 
 
 class AttentionActivations(NamedTuple):

@@ -14,12 +14,14 @@ from threadloom.kernels.common import (
     Gpt2Constants,
     HeadCounts,
     LoraAdapter,
-    LoraConstants,
     LoraSite,
+    ResidualSite,
     Weights,
+    dropout_residual,
     last_head_part,
     mark_part_done,
     mlp_part,
+    residual_dropout,
     wait_for_predecessor,
 )
 from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
@@ -47,6 +49,7 @@ from threadloom.kernels.float32.lora import (
     lora_forward,
     lora_input,
 )
+from threadloom.kernels.float32.residual import branch_gradient, residual_branch
 from threadloom.kernels.float32.tensors import Activations, Scratch
 
 
@@ -67,17 +70,23 @@ def blocks_forward(weights: Weights, acts: Activations, sequences: int, constant
         lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), given, a.qkv_xa[k], a.qkv[k])
         attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts)
         attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.scores)
-        linear_residual_forward(a.attn[k], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
+        dropout = residual_dropout(constants.dropout, a.dropout_key, n, ResidualSite.ATTENTION)
+        branch = residual_branch(dropout, x, a.h, x_mid)
+        linear_residual_forward(a.attn[k], w.attn_proj_weight[n], w.attn_proj_bias[n], branch.residual, branch.out)
         given = lora_input(lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
-        lora_forward(a.attn[k], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), given, a.attn_proj_xa[k], x_mid)
+        lora_forward(a.attn[k], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), given, a.attn_proj_xa[k], branch.out)
+        dropout_residual(branch.out, dropout, x, x_mid)
         layernorm_forward(x_mid, ln2, a.h, RowStatistics(a.ln2_mean[k], a.ln2_rstd[k]))
         linear_forward(a.h, w.fc_weight[n], w.fc_bias[n], a.fc[k])
         given = lora_input(lora, a.dropout_key, n, LoraSite.UP, a.dropped)
         lora_forward(a.h, LoraAdapter(w.fc_a[n], w.fc_b[n]), given, a.fc_xa[k], a.fc[k])
         gelu_forward(a.fc[k], a.gelu)
-        linear_residual_forward(a.gelu, w.mlp_proj_weight[n], w.mlp_proj_bias[n], x_mid, x_next)
+        dropout = residual_dropout(constants.dropout, a.dropout_key, n, ResidualSite.MLP)
+        branch = residual_branch(dropout, x_mid, a.h, x_next)
+        linear_residual_forward(a.gelu, w.mlp_proj_weight[n], w.mlp_proj_bias[n], branch.residual, branch.out)
         given = lora_input(lora, a.dropout_key, n, LoraSite.DOWN, a.dropped)
-        lora_forward(a.gelu, LoraAdapter(w.mlp_proj_a[n], w.mlp_proj_b[n]), given, a.mlp_proj_xa[k], x_next)
+        lora_forward(a.gelu, LoraAdapter(w.mlp_proj_a[n], w.mlp_proj_b[n]), given, a.mlp_proj_xa[k], branch.out)
+        dropout_residual(branch.out, dropout, x_mid, x_next)
 
 
 class _NormedLinear(NamedTuple):
@@ -145,23 +154,25 @@ def _mlp_backward(
     grads: Weights,
     scratch: Scratch,
     n: int,
-    lora: LoraConstants,
+    constants: Gpt2Constants,
     ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of ``x[n + 1]`` to that of ``x_mid[n]``."""
-    w, a, g, s, accumulate = weights, acts, grads, scratch, ticket.accumulate
+    w, a, g, s, lora, accumulate = weights, acts, grads, scratch, constants.lora, ticket.accumulate
     part = mlp_part(w.wte.shape[0], w.qkv_weight.shape[0], n)
     wait_for_predecessor(ticket, part)
     of_proj = LoraBackward(
         LoraAdapter(w.mlp_proj_a[n], w.mlp_proj_b[n]), LoraAdapter(g.mlp_proj_a[n], g.mlp_proj_b[n]),
         a.mlp_proj_xa[n], s.d_xa, lora.down, lora_input(lora, a.dropout_key, n, LoraSite.DOWN, s.dropped),
     )  # fmt: skip
-    linear_backward_input(s.dx, w.mlp_proj_weight[n], s.d_fc)
-    lora_backward_input(s.dx, of_proj, s.d_fc)
+    dropout = residual_dropout(constants.dropout, a.dropout_key, n, ResidualSite.MLP)
+    d_out = branch_gradient(s.dx, dropout, s.dh)
+    linear_backward_input(d_out, w.mlp_proj_weight[n], s.d_fc)
+    lora_backward_input(d_out, of_proj, s.d_fc)
     gelu_backward(a.fc[n], s.d_fc, s.gelu)
-    linear_backward_weight(s.gelu, s.dx, g.mlp_proj_weight[n], accumulate)
-    linear_backward_bias(s.dx, g.mlp_proj_bias[n], accumulate)
-    lora_backward_weight(s.gelu, s.dx, of_proj, accumulate)
+    linear_backward_weight(s.gelu, d_out, g.mlp_proj_weight[n], accumulate)
+    linear_backward_bias(d_out, g.mlp_proj_bias[n], accumulate)
+    lora_backward_weight(s.gelu, d_out, of_proj, accumulate)
     statistics = RowStatistics(a.ln2_mean[n], a.ln2_rstd[n])
     of_fc = LoraBackward(
         LoraAdapter(w.fc_a[n], w.fc_b[n]), LoraAdapter(g.fc_a[n], g.fc_b[n]),
@@ -190,11 +201,13 @@ def _attention_backward(
         LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), LoraAdapter(g.attn_proj_a[n], g.attn_proj_b[n]),
         a.attn_proj_xa[n], s.d_xa, lora.attn_proj, lora_input(lora, a.dropout_key, n, LoraSite.ATTN_PROJ, s.dropped),
     )  # fmt: skip
-    linear_backward_weight(a.attn[n], s.dx, g.attn_proj_weight[n], accumulate)
-    linear_backward_bias(s.dx, g.attn_proj_bias[n], accumulate)
-    linear_backward_input(s.dx, w.attn_proj_weight[n], s.d_attn)
-    lora_backward_input(s.dx, of_proj, s.d_attn)
-    lora_backward_weight(a.attn[n], s.dx, of_proj, accumulate)
+    dropout = residual_dropout(constants.dropout, a.dropout_key, n, ResidualSite.ATTENTION)
+    d_out = branch_gradient(s.dx, dropout, s.dh)
+    linear_backward_weight(a.attn[n], d_out, g.attn_proj_weight[n], accumulate)
+    linear_backward_bias(d_out, g.attn_proj_bias[n], accumulate)
+    linear_backward_input(d_out, w.attn_proj_weight[n], s.d_attn)
+    lora_backward_input(d_out, of_proj, s.d_attn)
+    lora_backward_weight(a.attn[n], d_out, of_proj, accumulate)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts)
     attention_backward(s.d_attn, attention, sequences, HeadCounts(constants.heads, constants.heads), s.d_qkv, s.scores)
     statistics = RowStatistics(a.ln1_mean[n], a.ln1_rstd[n])
@@ -222,7 +235,7 @@ def blocks_backward(
     head's.
     """
     for n in range(weights.qkv_weight.shape[0] - 1, -1, -1):
-        _mlp_backward(weights, acts, grads, scratch, n, constants.lora, ticket)
+        _mlp_backward(weights, acts, grads, scratch, n, constants, ticket)
         _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
 
 

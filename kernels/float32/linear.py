@@ -24,11 +24,15 @@ def linear_forward(x: Floats, weight: Floats, bias: Floats, out: Floats) -> None
 
 @jit_kernel
 def linear_residual_forward(x: Floats, weight: Floats, bias: Floats, residual: Floats, out: Floats) -> None:
-    """Write ``residual + x @ weight + bias`` to `out`: as `linear_forward`, with residual (R, O)."""
+    """Write ``residual + x @ weight + bias`` to `out`: as `linear_forward`, with a residual (R, O), or (0, O): none."""
     for r in range(out.shape[0]):
-        row, base = out[r], residual[r]
-        for j in range(row.shape[0]):
-            row[j] = base[j]
+        row = out[r]
+        if residual.shape[0] > 0:
+            base = residual[r]
+            for j in range(row.shape[0]):
+                row[j] = base[j]
+        else:
+            row.fill(0.0)
         for j in range(bias.shape[0]):
             row[j] += bias[j]
     gemm(x, weight, out, Op.N, Op.N, 1.0, 1.0)

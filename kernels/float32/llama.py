@@ -15,13 +15,15 @@ from threadloom.kernels.common import (
     LlamaConstants,
     LlamaWeights,
     LoraAdapter,
-    LoraConstants,
     LoraSite,
+    ResidualSite,
+    dropout_residual,
     last_head_part,
     mark_part_done,
     mlp_part,
     prepare_heads_backward,
     prepare_heads_forward,
+    residual_dropout,
     swiglu_backward,
     swiglu_forward,
     wait_for_predecessor,
@@ -43,6 +45,7 @@ from threadloom.kernels.float32.lora import (
     lora_forward,
     lora_input,
 )
+from threadloom.kernels.float32.residual import branch_gradient, residual_branch
 from threadloom.kernels.float32.rmsnorm import rmsnorm_apply, rmsnorm_backward, rmsnorm_forward, rmsnorm_row
 from threadloom.kernels.float32.tensors import LlamaActivations, LlamaScratch
 
@@ -64,17 +67,23 @@ def blocks_forward(weights: LlamaWeights, acts: LlamaActivations, sequences: int
         prepare_heads_forward(a.qkv[k], a.qk_raw[k], w, c, n, sequences, a.starts)
         attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts)
         attention_forward(attention, sequences, c.heads, a.scores)
-        linear_residual_forward(a.attn[k], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
+        dropout = residual_dropout(c.dropout, a.dropout_key, n, ResidualSite.ATTENTION)
+        branch = residual_branch(dropout, x, a.h, x_mid)
+        linear_residual_forward(a.attn[k], w.attn_proj_weight[n], w.attn_proj_bias[n], branch.residual, branch.out)
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
-        lora_forward(a.attn[k], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), given, a.attn_proj_xa[k], x_mid)
+        lora_forward(a.attn[k], LoraAdapter(w.attn_proj_a[n], w.attn_proj_b[n]), given, a.attn_proj_xa[k], branch.out)
+        dropout_residual(branch.out, dropout, x, x_mid)
         rmsnorm_forward(x_mid, w.norm2_weight[n], c.epsilon, a.h, a.rstd2[k])
         linear_forward(a.h, w.gate_up_weight[n], w.gate_up_bias[n], a.gate_up[k])
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.UP, a.dropped)
         lora_forward(a.h, LoraAdapter(w.gate_up_a[n], w.gate_up_b[n]), given, a.gate_up_xa[k], a.gate_up[k])
         swiglu_forward(a.gate_up[k], a.gated)
-        linear_residual_forward(a.gated, w.down_weight[n], w.down_bias[n], x_mid, x_next)
+        dropout = residual_dropout(c.dropout, a.dropout_key, n, ResidualSite.MLP)
+        branch = residual_branch(dropout, x_mid, a.h, x_next)
+        linear_residual_forward(a.gated, w.down_weight[n], w.down_bias[n], branch.residual, branch.out)
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.DOWN, a.dropped)
-        lora_forward(a.gated, LoraAdapter(w.down_a[n], w.down_b[n]), given, a.down_xa[k], x_next)
+        lora_forward(a.gated, LoraAdapter(w.down_a[n], w.down_b[n]), given, a.down_xa[k], branch.out)
+        dropout_residual(branch.out, dropout, x_mid, x_next)
 
 
 class _NormedLinear(NamedTuple):
@@ -130,23 +139,25 @@ def _mlp_backward(
     grads: LlamaWeights,
     scratch: LlamaScratch,
     n: int,
-    lora: LoraConstants,
+    constants: LlamaConstants,
     ticket: AccumulationTicket,
 ) -> None:
     """Take ``scratch.dx`` from the gradient of ``x[n + 1]`` to that of ``x_mid[n]``."""
-    w, a, g, s, accumulate = weights, acts, grads, scratch, ticket.accumulate
+    w, a, g, s, lora, accumulate = weights, acts, grads, scratch, constants.lora, ticket.accumulate
     part = mlp_part(w.head.shape[0], w.qkv_weight.shape[0], n)
     wait_for_predecessor(ticket, part)
     of_down = LoraBackward(
         LoraAdapter(w.down_a[n], w.down_b[n]), LoraAdapter(g.down_a[n], g.down_b[n]),
         a.down_xa[n], s.d_xa, lora.down, lora_input(lora, a.dropout_key, n, LoraSite.DOWN, s.dropped),
     )  # fmt: skip
-    linear_backward_input(s.dx, w.down_weight[n], s.d_gated)
-    lora_backward_input(s.dx, of_down, s.d_gated)
+    dropout = residual_dropout(constants.dropout, a.dropout_key, n, ResidualSite.MLP)
+    d_out = branch_gradient(s.dx, dropout, s.dh)
+    linear_backward_input(d_out, w.down_weight[n], s.d_gated)
+    lora_backward_input(d_out, of_down, s.d_gated)
     swiglu_backward(a.gate_up[n], s.d_gated, s.d_gate_up, s.gated)
-    linear_backward_weight(s.gated, s.dx, g.down_weight[n], accumulate)
-    linear_backward_bias(s.dx, g.down_bias[n], accumulate)
-    lora_backward_weight(s.gated, s.dx, of_down, accumulate)
+    linear_backward_weight(s.gated, d_out, g.down_weight[n], accumulate)
+    linear_backward_bias(d_out, g.down_bias[n], accumulate)
+    lora_backward_weight(s.gated, d_out, of_down, accumulate)
     layer, d_layer = _gate_up_layer(w, n), _gate_up_layer(g, n)
     of_gate_up = LoraBackward(
         LoraAdapter(w.gate_up_a[n], w.gate_up_b[n]), LoraAdapter(g.gate_up_a[n], g.gate_up_b[n]),
@@ -176,11 +187,13 @@ def _attention_backward(
         a.attn_proj_xa[n], s.d_xa, c.lora.attn_proj,
         lora_input(c.lora, a.dropout_key, n, LoraSite.ATTN_PROJ, s.dropped),
     )  # fmt: skip
-    linear_backward_weight(a.attn[n], s.dx, g.attn_proj_weight[n], accumulate)
-    linear_backward_bias(s.dx, g.attn_proj_bias[n], accumulate)
-    linear_backward_input(s.dx, w.attn_proj_weight[n], s.d_attn)
-    lora_backward_input(s.dx, of_proj, s.d_attn)
-    lora_backward_weight(a.attn[n], s.dx, of_proj, accumulate)
+    dropout = residual_dropout(c.dropout, a.dropout_key, n, ResidualSite.ATTENTION)
+    d_out = branch_gradient(s.dx, dropout, s.dh)
+    linear_backward_weight(a.attn[n], d_out, g.attn_proj_weight[n], accumulate)
+    linear_backward_bias(d_out, g.attn_proj_bias[n], accumulate)
+    linear_backward_input(d_out, w.attn_proj_weight[n], s.d_attn)
+    lora_backward_input(d_out, of_proj, s.d_attn)
+    lora_backward_weight(a.attn[n], d_out, of_proj, accumulate)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts)
     attention_backward(s.d_attn, attention, sequences, c.heads, s.d_qkv, s.scores)
     prepare_heads_backward(s.d_qkv, a.qk_raw[n], w, g, c, n, sequences, a.starts, accumulate)
@@ -208,7 +221,7 @@ def blocks_backward(
     head's.
     """
     for n in range(weights.qkv_weight.shape[0] - 1, -1, -1):
-        _mlp_backward(weights, acts, grads, scratch, n, constants.lora, ticket)
+        _mlp_backward(weights, acts, grads, scratch, n, constants, ticket)
         _attention_backward(weights, acts, grads, scratch, n, sequences, constants, ticket)
 
 

@@ -56,7 +56,7 @@ def _attention_input(
     s, c, here = scratch, constants, slice(position, position + 1)
     start_product(w.qkv_bias[n], s.qkv[0])
     add_product(s.h, w.qkv_weight[n], s.qkv[0])
-    at_position = LlamaConstants(c.heads, c.epsilon, c.cos[here], c.sin[here], c.rotary, c.lora, c.loss)
+    at_position = LlamaConstants(c.heads, c.epsilon, c.cos[here], c.sin[here], c.rotary, c.lora, c.loss, c.dropout)
     prepare_heads_forward(s.qkv, s.qk_raw, w, at_position, n, 1, NO_BORDERS)
 
 

@@ -12,10 +12,13 @@ class DropoutConfig(Section, frozen=True, kw_only=True):
     embedding: float = 0.0
     """Of the input embeddings."""
 
+    residual: float = 0.0
+    """Of the outputs of attention and MLP, before they are added to the residual stream."""
+
     @property
     def drops(self) -> bool:
         """True if there is dropout."""
-        return self.embedding > 0
+        return self.embedding > 0 or self.residual > 0
 
 
 NO_DROPOUT = DropoutConfig()

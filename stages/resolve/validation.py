@@ -95,6 +95,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "schedule.factor": (0, 1),
     "schedule.cooldown_share": (0, 1),
     "dropout.embedding": (0, 0.99),
+    "dropout.residual": (0, 0.99),
     "loss.label_smoothing": (0, 1),
     "loss.z_loss": (0, 1e3),
     "loss_scale.initial": (2.0**-24, 2.0**40),
@@ -128,7 +129,6 @@ def validate(config: Config) -> None:
     _check_embedding(config)
     geometry = config.geometry_with(config.model.vocab_size or 1)
     config.optimizer.tensor_rates(geometry, config.frozen_in(geometry))
-    _check_dropout(config)
     _check_batches(config)
     _check_blas_threads(config.threads.blas, config.gemm_backend)
     check_schedule(config.schedule, config.optimizer, config.model.context)
@@ -219,17 +219,6 @@ def _check_digits(data: DataConfig) -> None:
             expected=f"less than data.digit_places = {data.digit_places}" if abacus else "0 with data.digits=plain",
             got=f"{data.digit_offset}",
             hint="set data.digits=abacus, and data.digit_places to the longest numbers plus the offset",
-        )
-
-
-def _check_dropout(config: Config) -> None:
-    """Raise ConfigError for dropout beside that of adapters, whose keys are the same."""
-    if config.dropout.drops and config.lora.rank:
-        raise ConfigError(
-            "dropout.embedding",
-            expected="0 with lora.rank: adapters have a dropout of their own",
-            got=f"{config.dropout.embedding:g}",
-            hint="set lora.dropout instead",
         )
 
 

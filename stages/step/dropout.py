@@ -1,13 +1,16 @@
-"""Dropout of the input embeddings (Srivastava et al., 2014), in every number format."""
+"""Dropout in training (Srivastava et al., 2014), in every number format: of the input embeddings, and in the blocks."""
 
 import numpy as np
 
 from threadloom.kernels import Floats
-from threadloom.kernels.common import Dropout, dropout_forward
+from threadloom.kernels.common import EMBEDDING_DROPOUT, Dropout, DropoutRates, dropout_forward
+from threadloom.stages.config import DropoutConfig
 from threadloom.stages.memory import MicroBatchSlot
 
-_EMBEDDING = 0
-"""Number of the embeddings among the arrays that are dropped; those of adapters may be the same."""
+
+def block_rates(config: DropoutConfig) -> DropoutRates:
+    """Return the probabilities of dropout in the blocks."""
+    return DropoutRates(config.residual)
 
 
 class EmbeddingDropout:
@@ -17,9 +20,9 @@ class EmbeddingDropout:
         self._probability = probability
         if probability:
             nothing = np.empty((0, 1), np.float32)  # compiled now, and not in the middle of a run
-            dropout_forward(nothing, Dropout(probability, np.ones(1, np.uint64), _EMBEDDING), nothing)
+            dropout_forward(nothing, Dropout(probability, np.ones(1, np.uint64), EMBEDDING_DROPOUT), nothing)
 
     def drop(self, rows: Floats, slot: MicroBatchSlot) -> None:
         """Drop elements of `rows` (R, C) in place, unless the slot is that of an evaluation."""
         if self._probability and slot.dropout_key[0]:
-            dropout_forward(rows, Dropout(self._probability, slot.dropout_key, _EMBEDDING), rows)
+            dropout_forward(rows, Dropout(self._probability, slot.dropout_key, EMBEDDING_DROPOUT), rows)

@@ -6,7 +6,7 @@ import numpy as np
 
 from tests.kernels.support import adapter_shapes, lora_constants, with_ignored, without_elements
 from tests.reference import Ids, Llama3Scaling, LlamaSizes, LoraSizes, Rotary, rotary_tables
-from threadloom.kernels.common.tensors import HeadCounts, LlamaConstants, LlamaWeights
+from threadloom.kernels.common.tensors import NO_RATES, DropoutRates, HeadCounts, LlamaConstants, LlamaWeights
 
 MATRICES = {
     "head": "head",
@@ -30,6 +30,7 @@ class LlamaCase:
     sequences: int
     tokens: int
     context: int
+    rates: DropoutRates = NO_RATES
 
     @property
     def rows(self) -> int:
@@ -43,7 +44,7 @@ class LlamaCase:
         cos, sin = (table.astype(np.float32) for table in rotary_tables(s.rotary, s.head_size, self.context))
         rotary = np.array([layer not in s.layers_without_rotary for layer in range(s.layers)])
         lora = lora_constants(s.lora, LLAMA_LINEAR)
-        return LlamaConstants(HeadCounts(s.heads, s.kv_heads), s.epsilon, cos, sin, rotary, lora)
+        return LlamaConstants(HeadCounts(s.heads, s.kv_heads), s.epsilon, cos, sin, rotary, lora, dropout=self.rates)
 
     @property
     def attn_width(self) -> int:

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from tests import reference
 from tests.reference import Array, Ids, LoraSizes, Tensors
 from threadloom.kernels.common.documents import NO_BORDERS
-from threadloom.kernels.common.tensors import ATTENTION_TILE, Gpt2Constants, HeadCounts, LoraConstants, Weights
+from threadloom.kernels.common.tensors import (
+    ATTENTION_TILE,
+    NO_RATES,
+    DropoutRates,
+    Gpt2Constants,
+    HeadCounts,
+    LoraConstants,
+    Weights,
+)
 from threadloom.kernels.compiling.arrays import Floats, TokenIds
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.float32.decode import DecodeScratch
@@ -171,6 +179,7 @@ class Sizes:
     sequences: int
     tokens: int
     lora: LoraSizes | None = None
+    rates: DropoutRates = NO_RATES
 
     @property
     def rows(self) -> int:
@@ -180,7 +189,7 @@ class Sizes:
     @property
     def constants(self) -> Gpt2Constants:
         """Constants of the model kernels."""
-        return Gpt2Constants(self.heads, lora_constants(self.lora, GPT2_LINEAR))
+        return Gpt2Constants(self.heads, lora_constants(self.lora, GPT2_LINEAR), dropout=self.rates)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the shape of every field of `Weights`."""

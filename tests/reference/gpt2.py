@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tests.reference.attention import attention_backward, attention_forward
+from tests.reference.dropout import residual_backward, residual_forward
 from tests.reference.layers import (
     cross_entropy_backward,
     cross_entropy_forward,
@@ -66,11 +67,11 @@ def block_forward(w: Tensors, x: Array, heads: int, lora: LoraSizes | None = Non
     qkv = stored(adapted_forward(w, "qkv", ln1, lora))
     attn, lse = attention_forward(qkv, heads)
     attn = stored(attn)
-    x_mid = total(x, adapted_forward(w, "attn_proj", attn, lora))
+    x_mid = residual_forward(w, 0, x, adapted_forward(w, "attn_proj", attn, lora))
     ln2 = stored(layernorm_forward(x_mid, w["ln2_weight"], w["ln2_bias"]))
     fc = stored(adapted_forward(w, "fc", ln2, lora))
     gelu = stored(gelu_forward(fc))
-    out = total(x_mid, adapted_forward(w, "mlp_proj", gelu, lora))
+    out = residual_forward(w, 1, x_mid, adapted_forward(w, "mlp_proj", gelu, lora))
     return out, Block(x, ln1, qkv, attn, lse, x_mid, ln2, fc, gelu)
 
 
@@ -78,12 +79,12 @@ def block_backward(
     w: Tensors, kept: Block, d_out: Array, heads: int, lora: LoraSizes | None = None
 ) -> tuple[Array, Tensors]:
     """Return the gradient of the block's input and of its tensors."""
-    d_gelu, g = adapted_backward(w, "mlp_proj", stored(d_out), kept.gelu, lora)
+    d_gelu, g = adapted_backward(w, "mlp_proj", residual_backward(w, 1, d_out), kept.gelu, lora)
     d_fc = stored(gelu_backward(stored(d_gelu), kept.fc))
     d_ln2, of_fc = adapted_backward(w, "fc", d_fc, kept.ln2, lora)
     d_through, g["ln2_weight"], g["ln2_bias"] = layernorm_backward(d_ln2, kept.x_mid, w["ln2_weight"])
     d_mid = total(d_out, d_through)
-    d_attn, of_proj = adapted_backward(w, "attn_proj", stored(d_mid), kept.attn, lora)
+    d_attn, of_proj = adapted_backward(w, "attn_proj", residual_backward(w, 0, d_mid), kept.attn, lora)
     d_qkv = stored(attention_backward(stored(d_attn), kept.qkv, heads))
     d_ln1, of_qkv = adapted_backward(w, "qkv", d_qkv, kept.ln1, lora)
     d_through, g["ln1_weight"], g["ln1_bias"] = layernorm_backward(d_ln1, kept.x, w["ln1_weight"])

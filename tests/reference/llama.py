@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from tests.reference.attention import attention_backward, attention_forward
+from tests.reference.dropout import residual_backward, residual_forward
 from tests.reference.layers import (
     cross_entropy_backward,
     cross_entropy_forward,
@@ -105,22 +106,22 @@ def block_forward(w: Tensors, x: Array, sizes: LlamaSizes, layer: int) -> tuple[
     qkv = positions_forward(w, raw, sizes, layer)
     attn, lse = attention_forward(qkv, sizes.heads, sizes.kv_heads)
     attn = stored(attn)
-    x_mid = total(x, adapted_forward(w, "attn_proj", attn, sizes.lora))
+    x_mid = residual_forward(w, 0, x, adapted_forward(w, "attn_proj", attn, sizes.lora))
     norm2 = stored(rmsnorm_forward(x_mid, w["norm2_weight"], sizes.epsilon))
     gate_up = stored(adapted_forward(w, "gate_up", norm2, sizes.lora))
     mlp = stored(swiglu_forward(gate_up))
-    out = total(x_mid, adapted_forward(w, "down", mlp, sizes.lora))
+    out = residual_forward(w, 1, x_mid, adapted_forward(w, "down", mlp, sizes.lora))
     return out, LlamaBlock(x, norm1, raw, qkv, attn, lse, x_mid, norm2, gate_up, mlp)
 
 
 def block_backward(w: Tensors, kept: LlamaBlock, d_out: Array, sizes: LlamaSizes, layer: int) -> tuple[Array, Tensors]:
     """Return the gradient of the block's input and of its tensors."""
-    d_mlp, g = adapted_backward(w, "down", stored(d_out), kept.mlp, sizes.lora)
+    d_mlp, g = adapted_backward(w, "down", residual_backward(w, 1, d_out), kept.mlp, sizes.lora)
     d_gate_up = stored(swiglu_backward(stored(d_mlp), kept.gate_up))
     d_norm2, of_gate_up = adapted_backward(w, "gate_up", d_gate_up, kept.norm2, sizes.lora)
     d_through, g["norm2_weight"] = rmsnorm_backward(d_norm2, kept.x_mid, w["norm2_weight"], sizes.epsilon)
     d_mid = total(d_out, d_through)
-    d_attn, of_proj = adapted_backward(w, "attn_proj", stored(d_mid), kept.attn, sizes.lora)
+    d_attn, of_proj = adapted_backward(w, "attn_proj", residual_backward(w, 0, d_mid), kept.attn, sizes.lora)
     d_qkv = stored(attention_backward(stored(d_attn), kept.qkv, sizes.heads, sizes.kv_heads))
     d_raw, of_norms = positions_backward(w, kept.raw, d_qkv, sizes, layer)
     d_norm1, of_qkv = adapted_backward(w, "qkv", d_raw, kept.norm1, sizes.lora)

@@ -14,7 +14,7 @@ from threadloom.stages.layouts.bits16 import bits16_layout_of
 from threadloom.stages.memory import MicroBatchSlot, UpdateShard
 from threadloom.stages.memory.bits16 import Bits16Memory
 from threadloom.stages.models import Geometry
-from threadloom.stages.step import EmbeddingDropout, Gradient, Version, needs_blocks, skip_blocks
+from threadloom.stages.step import EmbeddingDropout, Gradient, Version, block_rates, needs_blocks, skip_blocks
 from threadloom.stages.step.bits16.optimizer import Bf16Update, Fp16Update, packed_matrices, packed_pair
 from threadloom.stages.step.optimizers import Optimizer
 
@@ -35,7 +35,8 @@ class Bits16Compute:
         self.memory = Bits16Memory(precision, geometry, sequences, small=recompute, borders=borders)
         self._fp16 = precision is Precision.FP16
         self._layout = bits16_layout_of(geometry)
-        self._kernels, self._constants = self._layout.kernels, layout_of(geometry).constants(geometry)
+        self._kernels = self._layout.kernels
+        self._constants = layout_of(geometry).constants(geometry)._replace(dropout=block_rates(dropout))
         self._dropout = EmbeddingDropout(dropout.embedding)
         self._fields = self._layout.packed_fields(geometry)
         self._geometry = geometry

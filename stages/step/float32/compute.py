@@ -12,7 +12,7 @@ from threadloom.stages.config import NO_DROPOUT, DropoutConfig
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.memory import Float32Memory, MicroBatchSlot
 from threadloom.stages.models import Geometry
-from threadloom.stages.step import EmbeddingDropout, Gradient, Version, needs_blocks, skip_blocks
+from threadloom.stages.step import EmbeddingDropout, Gradient, Version, block_rates, needs_blocks, skip_blocks
 from threadloom.stages.step.float32.optimizer import Float32Update
 from threadloom.stages.step.optimizers import Optimizer
 
@@ -25,7 +25,8 @@ class Float32Compute:
     ) -> None:
         self.memory = Float32Memory(geometry, sequences, borders=borders)
         self._layout = layout_of(geometry)
-        self._kernels, self._constants = self._layout.kernels, self._layout.constants(geometry)
+        self._kernels = self._layout.kernels
+        self._constants = self._layout.constants(geometry)._replace(dropout=block_rates(dropout))
         self._dropout = EmbeddingDropout(dropout.embedding)
         self._geometry = geometry
         self._sequences = sequences

@@ -8,7 +8,9 @@ import pytest
 from numpy.typing import NDArray
 
 from tests.kernels.support import run_without_compiler
-from threadloom.kernels.common.dropout import Dropout, dropout_backward, dropout_forward
+from tests.reference import dropout as description
+from threadloom.kernels.common.dropout import dropout_backward, dropout_forward
+from threadloom.kernels.common.tensors import Dropout
 
 
 def mask(
@@ -52,6 +54,19 @@ def test_elements_are_dropped_with_the_probability(probability: float) -> None:
 )
 def test_masks_that_differ_in_one_counter_are_independent(other: Callable[[], NDArray[np.float32]]) -> None:
     assert_rate((mask(0.5) != 0) == (other() != 0), 0.5)
+
+
+def test_the_finaliser_is_the_published_one() -> None:
+    """Of MurmurHash3_x86_32, fmix32."""
+    words = np.array([0, 1, 2, 0xFFFFFFFF], np.uint32)
+    assert [hex(word) for word in description.finaliser(words)] == ["0x0", "0x514e28b7", "0x30f4c306", "0x81f16f39"]
+
+
+@pytest.mark.parametrize("matrix", [0, 5, description.RESIDUAL + 3, description.EMBEDDING])
+def test_the_mask_is_that_of_the_description(matrix: int) -> None:
+    key, shape = 0xFEDC_BA98_7654_3211, (33, 65)
+    numbers = np.arange(np.prod(shape)).reshape(shape)
+    np.testing.assert_array_equal(mask(0.3, key, matrix, shape), description.mask(0.3, key, matrix, numbers))
 
 
 def test_every_call_gives_the_same_mask() -> None:

@@ -1,4 +1,4 @@
-"""Dropout of embeddings: gradients of float64 with the same masks, and none in an evaluation."""
+"""Dropout in training: gradients of float64 with the same masks, and none in an evaluation."""
 
 from hashlib import blake2b
 from pathlib import Path
@@ -10,32 +10,33 @@ from tests import reference
 from tests.error_bounds import IN_BF16, IN_FLOAT32, Storage, with_bounds
 from tests.kernels.bits16.formats import BF16, Format
 from tests.kernels.comparison import assert_close
-from tests.reference import Array, Tensors
+from tests.reference import Array, Tensors, dropout
 from tests.stages.support import LLAMA, Result, assert_same, build, result, run_sequence, run_threads, tiny
 from tests.stages.training.gradients import SPREAD
 from tests.stages.training.twin import random_weights, sequences, start_from
-from threadloom.kernels.common import Dropout, dropout_forward
 from threadloom.kernels.compiling import JIT_ENABLED
 from threadloom.stages.checkpoint import Checkpoint
-from threadloom.stages.config import ConfigError, ResolvedConfig
+from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.memory import Update
+from threadloom.stages.resolve.trajectory_settings import trajectory
 from threadloom.stages.training import Training
 
 STILL = "optimizer.lr=0", "schedule.min_lr=0"
 """Updates that change no weight."""
-DROPS = "dropout.embedding=0.2"
+DROPS = "dropout.embedding=0.2", "dropout.residual=0.3"
 
 
-def mask_of(config: ResolvedConfig) -> Array:
-    """Return the factors of the embeddings of the first batch, (B, T, C), by the description of keys."""
-    rows, channels = config.micro_batch * config.model.context, config.model.channels
-    found = np.empty((config.micro_batches, rows, channels), np.float32)
-    ones = np.ones((rows, channels), np.float32)
-    for micro, part in enumerate(found):
+def masks_of(config: ResolvedConfig) -> tuple[Array, Tensors]:
+    """Return the factors of the embeddings (B, T, C), and of the outputs of the blocks, of the first batch."""
+    model, sequences = config.model, config.micro_batch
+    shape = sequences, model.context, model.channels
+    embeddings, outputs = [], []
+    for micro in range(config.micro_batches):
         digest = blake2b(f"{config.seed} 0 {micro}".encode(), digest_size=8).digest()
-        key = np.full(1, int.from_bytes(digest, "little") | 1, np.uint64)
-        dropout_forward(ones, Dropout(0.2, key, 0), part)
-    return found.astype(np.float64).reshape(-1, config.model.context, channels)
+        key = int.from_bytes(digest, "little") | 1
+        embeddings.append(dropout.mask(0.2, key, dropout.EMBEDDING, np.arange(np.prod(shape)).reshape(shape)))
+        outputs.append(dropout.residual_masks(0.3, key, model.layers, shape))
+    return np.concatenate(embeddings), {"residual_mask": np.concatenate(outputs, axis=2)}
 
 
 def check(training: Training, storage: Storage, packed: Format | None) -> None:
@@ -43,7 +44,8 @@ def check(training: Training, storage: Storage, packed: Format | None) -> None:
     weights = random_weights(config, SPREAD * config.model.channels**-0.5)
     start_from(training, weights)
     ids, targets = sequences(training, 0)
-    mask, read = mask_of(config), packed.packed_weights(weights) if packed else weights
+    mask, masks = masks_of(config)
+    read = (packed.packed_weights(weights) if packed else weights) | masks
 
     def results() -> Tensors:
         record = reference.forward(read, ids, config.model.heads, mask=mask)
@@ -53,8 +55,8 @@ def check(training: Training, storage: Storage, packed: Format | None) -> None:
     expected, bounds = with_bounds(results, storage)
     (update,) = (event for event in run_threads(training) if isinstance(event, Update))
     assert_close(np.array(update.loss), expected.pop("loss"), bounds["loss"], "loss")
-    for name, gradient in expected.items():
-        assert_close(training.gradient.arena[name], gradient, bounds[name], name)
+    for name in weights:
+        assert_close(training.gradient.arena[name], expected[name], bounds[name], name)
 
 
 CASES = {"float32": (IN_FLOAT32, None), "bf16": (IN_BF16, BF16)}
@@ -65,11 +67,11 @@ CASES = {"float32": (IN_FLOAT32, None), "bf16": (IN_BF16, BF16)}
 def test_gradients_equal_the_reference_with_the_same_mask(precision: str) -> None:
     if precision == "bf16" and not JIT_ENABLED:
         pytest.skip("training in 16 bits needs the compiler")
-    check(build(tiny("steps=1", "optimizer.clip=0", f"precision={precision}", DROPS)), *CASES[precision])
+    check(build(tiny("steps=1", "optimizer.clip=0", f"precision={precision}", *DROPS)), *CASES[precision])
 
 
 def test_neither_threads_nor_a_stop_change_a_bit(tmp_path: Path) -> None:
-    common = "steps=3", "delay=1", "checkpoint.interval=1", "checkpoint.keep=0", DROPS
+    common = "steps=3", "delay=1", "checkpoint.interval=1", "checkpoint.keep=0", *DROPS
     whole = build(tiny(*common), tmp_path)
     expected = result(whole, run_sequence(whole))
     for step in (0, 2):
@@ -80,13 +82,14 @@ def test_neither_threads_nor_a_stop_change_a_bit(tmp_path: Path) -> None:
 
 def test_evaluations_drop_nothing() -> None:
     without = build(tiny("steps=3", "delay=1", "evaluation.interval=1", *STILL), evaluate=True)
-    dropping = build(tiny("steps=3", "delay=1", "evaluation.interval=1", *STILL, DROPS), evaluate=True)
+    dropping = build(tiny("steps=3", "delay=1", "evaluation.interval=1", *STILL, *DROPS), evaluate=True)
     plain, dropped = result(without, run_sequence(without)), result(dropping, run_sequence(dropping))
     assert [loss for _, loss in plain.evaluations] == [loss for _, loss in dropped.evaluations]
     assert [update[1] for update in plain.updates] != [update[1] for update in dropped.updates]
 
 
-def test_it_is_refused_with_adapters() -> None:
-    with pytest.raises(ConfigError, match=r"dropout\.embedding: expected 0 with lora\.rank"):
-        tiny(DROPS, "lora.rank=2")
-    assert tiny(DROPS, base=LLAMA).dropout.drops
+@pytest.mark.parametrize("name", ["embedding", "residual"])
+def test_each_is_a_setting_of_the_trajectory(name: str) -> None:
+    setting = f"dropout.{name}=0.1"
+    assert tiny(setting, "lora.rank=2", base=LLAMA).dropout.drops
+    assert trajectory(tiny(setting))[f"dropout.{name}"] == 0.1
