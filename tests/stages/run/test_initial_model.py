@@ -196,3 +196,23 @@ def test_the_command_line_fine_tunes_samples_and_scores(finished: Path, model: P
     assert (outcome.status, "omit --init" in outcome.err) == (2, True)
     outcome = command("train", "--init", model, "--out", tmp_path / "none", "--set=model.layers=4", *common)
     assert (outcome.status, "model.layers: expected 1" in outcome.err) == (1, True)
+
+
+def test_a_prepared_text_has_the_tokenizer_of_the_model_or_is_refused(
+    finished: Path, model: Path, tmp_path: Path
+) -> None:
+    """The model is that of a run, which is given as a run and as a folder."""
+    text = ("--text", finished / "text.txt")
+    for name, tokenizer in (("same", ("--tokenizer", model)), ("other", ("--set=data.tokenizer=bytes",))):
+        assert command("prepare", *text, *tokenizer, "--out", tmp_path / name).status == 0
+    common = ("--steps=1", "--set=precision=float32", "--no-tuned", "--sample=0")
+    for number, init in enumerate((model, finished / "run")):
+        out = tmp_path / f"run{number}"
+        outcome = command("train", "--data", tmp_path / "same", "--init", init, *common, "--out", out)
+        assert outcome.status == 0, outcome.err
+        config, checkpoint = saved_config(out), RunDirectory(out).checkpoint(1)
+        assert (config.data.tokenizer, config.model.vocab_size) == (TokenizerKind.PRETRAINED, 14)
+        assert (checkpoint / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+        outcome = command("train", "--data", tmp_path / "other", "--init", init, *common, "--out", tmp_path / "none")
+        assert (outcome.status, (tmp_path / "none").exists()) == (1, False)
+        assert re.search(r"data\.prepared: expected a text prepared with the tokenizer of .*--tokenizer", outcome.err)
