@@ -122,8 +122,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     tokenizer: TokenizerKind = TokenizerKind.CHARACTERS
     """The tokenizer of the text."""
     tokenizer_path: str = ""
-    """With `tokenizer=pretrained`: a tokenizer.json in Hugging Face's format, a vocab.json of GPT-2 with its merges.txt
-    beside it, or the folder of a model with one of them."""
+    """With `tokenizer=pretrained`: a tokenizer.json in Hugging Face's format, a vocab.json of GPT-2 or Qwen2 with its
+    merges.txt beside it, or the folder of a model with one of them."""
     special_tokens: SpecialTokens = SpecialTokens.TEXT
     """Treatment of special tokens in the text, with a tokenizer that has some: words, BPE, pretrained."""
     conversations: ConversationLayout | None = None

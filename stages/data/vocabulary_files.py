@@ -1,7 +1,8 @@
-"""A byte-level tokenizer as GPT-2's, from vocab.json and merges.txt, with the tokens that files beside them add.
+"""A byte-level tokenizer as GPT-2's or Qwen2's, from vocab.json and merges.txt, with the tokens that files beside add.
 
-vocab.json and merges.txt do not tell how a text is separated into words, which differs between models; config.json
-names the model. Special and added tokens are in added_tokens.json, special_tokens_map.json and tokenizer_config.json.
+vocab.json and merges.txt do not tell how a text is separated into words, which differs between models. The class in
+tokenizer_config.json does; without one it is GPT-2's, unless config.json names another model. Special and added tokens
+are in added_tokens.json, special_tokens_map.json and tokenizer_config.json.
 """
 
 from collections.abc import Mapping
@@ -19,6 +20,14 @@ TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
 ADDED_TOKENS_FILE, SPECIAL_TOKENS_FILE = "added_tokens.json", "special_tokens_map.json"
 
+_GPT2 = frozenset({"GPT2Tokenizer", "GPT2TokenizerFast", "CodeGenTokenizer", "CodeGenTokenizerFast"})
+_QWEN2 = frozenset({"Qwen2Tokenizer", "Qwen2TokenizerFast"})
+"""Classes of transformers whose words are those of GPT-2, and of Qwen2, which also composes characters (NFC)."""
+
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 _T = TypeVar("_T")
 
 
@@ -35,7 +44,8 @@ class _TokenizerConfig(msgspec.Struct):
     """The part of tokenizer_config.json that decides ids."""
 
     added_tokens_decoder: dict[int, _Token] = {}
-    add_prefix_space: bool = False
+    add_prefix_space: bool | None = None
+    tokenizer_class: str | None = None
 
 
 class _ModelConfig(msgspec.Struct):
@@ -55,25 +65,29 @@ def vocabulary_folder(path: Path) -> Path | None:
 def read_vocabulary(folder: Path) -> str:
     """Return the tokenizer.json of the vocab.json and merges.txt in a folder.
 
-    Raises TokenizerError for the files of another model than GPT-2, and for damaged ones.
+    Raises TokenizerError for the files of a model whose words are unknown, and for damaged ones.
     """
     vocabulary, merges = folder / VOCABULARY_FILE, folder / MERGES_FILE
-    model = _model_type(folder / "config.json")
-    if model != "gpt2" or not (vocabulary.exists() and merges.exists()):
+    config = _read(folder / TOKENIZER_CONFIG_FILE, _TokenizerConfig) or _TokenizerConfig()
+    name = config.tokenizer_class
+    known = name in _GPT2 | _QWEN2 if name else _model_type(folder / "config.json") == "gpt2"
+    if not known or not (vocabulary.exists() and merges.exists()):
         names = (VOCABULARY_FILE, MERGES_FILE, "tokenizer.model")
         raise TokenizerError(
             str(folder / TOKENIZER_FILE),
             expected="a tokenizer.json of Hugging Face",
-            got=f"{' and '.join(name for name in names if (folder / name).exists())} of a {model} model",
-            cause="they do not tell how a text is separated into words",
+            got=f"{' and '.join(name for name in names if (folder / name).exists())} of a "
+            + (name or f"{_model_type(folder / 'config.json')} model"),
+            cause="they do not tell how a text is separated into words, which is known of GPT2Tokenizer and "
+            f"Qwen2Tokenizer as the tokenizer_class in {TOKENIZER_CONFIG_FILE}",
             hint="write it with transformers: AutoTokenizer.from_pretrained(folder).save_pretrained(folder)",
         )
     limit_library_threads()
     from tokenizers import ByteLevelBPETokenizer
 
-    config = _read(folder / TOKENIZER_CONFIG_FILE, _TokenizerConfig) or _TokenizerConfig()
+    prefix_space = bool(config.add_prefix_space)
     try:
-        tokenizer = ByteLevelBPETokenizer(str(vocabulary), str(merges), add_prefix_space=config.add_prefix_space)
+        tokenizer = ByteLevelBPETokenizer(str(vocabulary), str(merges), add_prefix_space=prefix_space)
     except Exception as error:  # the library raises nothing more specific
         raise TokenizerError(
             f"{vocabulary} and {merges}",
@@ -81,8 +95,19 @@ def read_vocabulary(folder: Path) -> str:
             got=str(error),
             hint="restore the files from a copy",
         ) from error
+    if name in _QWEN2:
+        _use_words_of_qwen2(tokenizer, prefix_space=prefix_space)
     _add_tokens(tokenizer, folder, config)
     return str(tokenizer.to_str())
+
+
+def _use_words_of_qwen2(tokenizer: Any, *, prefix_space: bool) -> None:
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    words = pre_tokenizers.Split(Regex(_QWEN2_WORDS), "isolated")
+    pieces = pre_tokenizers.ByteLevel(add_prefix_space=prefix_space, use_regex=False)
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([words, pieces])
 
 
 def _add_tokens(tokenizer: Any, folder: Path, config: _TokenizerConfig) -> None:

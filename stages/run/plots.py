@@ -221,15 +221,16 @@ def _draw_scales(axes: "Axes", runs: Mapping[str, Curves]) -> None:
 
 
 def _draw_noise(axes: "Axes", runs: Mapping[str, Curves]) -> None:
-    """Plot the gradient noise scale on a log axis."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    """Plot the gradient noise scale on a log axis, with labels within a decade too."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     for index, run in enumerate(runs.values()):
         colour = INK if len(runs) == 1 else COLOURS[index % len(COLOURS)]
         axes.plot(run.steps, run.noise_scale(), color=colour, linewidth=1.4)
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=6))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda scale, _: format_count(scale)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_ylabel("noise scale\n(sequences)")
 
 

@@ -86,10 +86,23 @@ def write_vocabulary(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "gpt2"}')
 
 
+def write_qwen_vocabulary(folder: Path) -> None:
+    """Write vocab.json and merges.txt of Qwen2, whose class tells its words."""
+    content = json.loads(MADE["qwen"]())
+    (folder / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
+    merges = "".join(f"{' '.join(pair)}\n" for pair in content["model"]["merges"])
+    (folder / "merges.txt").write_text("#version: 0.2\n" + merges)
+    decoder = {str(token.pop("id")): token for token in content["added_tokens"]}
+    config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": decoder, "eos_token": "<|im_end|>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text('{"model_type": "qwen2"}')
+
+
 WRITERS = {name: write_fast(name) for name in MADE if name != "phrases"} | {
     "bpe": write_bpe,
     "words": write_words,
     "vocabulary and merges": write_vocabulary,
+    "vocabulary and merges of Qwen2": write_qwen_vocabulary,
 }
 
 

@@ -185,10 +185,34 @@ def test_a_vocabulary_and_merges_are_those_of_gpt2(tmp_path: Path) -> None:
         TokenizerError, match=r"vocab\.json and merges\.txt of a qwen2 model.*save_pretrained\(folder\)"
     ):
         load_tokenizer(tmp_path)
+    for name, known in (("GPT2TokenizerFast", True), ("LlamaTokenizer", False), ("PreTrainedTokenizerFast", False)):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, "add_prefix_space": None}))
+        if known:
+            assert load_tokenizer(tmp_path).encode(text).tolist() == tokenizer.encode(text).tolist()
+            continue
+        with pytest.raises(
+            TokenizerError, match=rf"merges\.txt of a {name} .*known of GPT2Tokenizer and Qwen2Tokenizer"
+        ):
+            load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "merges.txt").write_text("a b c d\n")
     (tmp_path / "config.json").unlink()
     with pytest.raises(TokenizerError, match="expected the vocabulary and merges of a byte-pair tokenizer"):
         load_tokenizer(tmp_path)
+
+
+def test_a_vocabulary_and_merges_are_those_of_qwen2_if_the_class_says_so(tmp_path: Path) -> None:
+    content = json.loads(MADE["qwen"]())
+    (tmp_path / "vocab.json").write_text(json.dumps(content["model"]["vocab"]))
+    (tmp_path / "merges.txt").write_text("".join(f"{' '.join(pair)}\n" for pair in content["model"]["merges"]))
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2"}')
+    decoder = {str(token["id"]): {key: token[key] for key in token if key != "id"} for token in content["added_tokens"]}
+    config = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": decoder}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    tokenizer, other = load_tokenizer(tmp_path), LibraryTokenizer(MADE["qwen"]())
+    text = TEXT + "e\u0301 12345 <think>" + CHAT_TOKENS[1] + "\r\n \n"
+    assert tokenizer.encode(text).tolist() == other.encode(text).tolist()
+    assert tokenizer.decode(tokenizer.encode(text)) == other.decode(other.encode(text))
 
 
 def test_added_tokens_beside_a_vocabulary_are_kept_whole(tmp_path: Path) -> None:
