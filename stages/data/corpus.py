@@ -107,12 +107,19 @@ class Corpus:
         return (text for text in self._texts if isinstance(text, Text))
 
 
-def read_corpus(data: DataConfig, excluded: Sequence[Path] = (), standard_input: Path | None = None) -> Corpus:
+def read_corpus(
+    data: DataConfig,
+    excluded: Sequence[Path] = (),
+    standard_input: Path | None = None,
+    scratch: Path | None = None,
+) -> Corpus:
     """Return the texts of a configuration; raises TextError as `read_text`, without `excluded` directories.
 
-    `standard_input` is a file with the content of standard input, if that is one of the texts.
+    `standard_input` is a file with the content of standard input, if that is one of the texts. A temporary file of
+    rendered conversations is on the disk of the path `scratch`, which need not exist, or in the folder of such files.
     """
-    reading = reading_of(data)
+    disk = None if scratch is None else next(path for path in (scratch, *scratch.absolute().parents) if path.is_dir())
+    reading = reading_of(data, disk)
 
     def read(paths: Sequence[str]) -> Text:
         return read_text(paths, excluded, reading=reading)

@@ -50,11 +50,11 @@ def prepare_sets(sets: Mapping[str, str], data: DataConfig, dataset: Dataset, di
     DiskFullError, and DataError for a text without a window or a file that cannot be written.
     """
     folder = directory / SETS_FOLDER
-    return {name: _prepared(name, _text(path, data), data, dataset, folder) for name, path in sets.items()}
+    return {name: _prepared(name, _text(path, data, directory), data, dataset, folder) for name, path in sets.items()}
 
 
-def _text(path: str, data: DataConfig) -> Text:
-    text = read_text([path], reading=reading_of(data))
+def _text(path: str, data: DataConfig, scratch: Path) -> Text:
+    text = read_text([path], reading=reading_of(data, scratch))
     return text.as_documents() if data.bordered or data.packing is Packing.DOCUMENTS else text
 
 

@@ -49,7 +49,7 @@ def _read_corpus(config: Config, out: Path, mode: RunMode, spooled: Path | None)
         return config, None
     outputs = recorded_outputs(RunDirectory(out).data) if mode is RunMode.RESUME else []
     try:
-        return config, read_corpus(config.data, excluded=[out, *outputs], standard_input=spooled)
+        return config, read_corpus(config.data, excluded=[out, *outputs], standard_input=spooled, scratch=out)
     except TextError as error:
         if mode is not RunMode.RESUME:
             raise

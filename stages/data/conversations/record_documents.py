@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from threadloom.stages.config import ConversationLayout, DataConfig, TokenizerKi
 from threadloom.stages.data.bpe_training import END_OF_TEXT
 from threadloom.stages.data.conversations.layouts import KEYS, layout_of
 from threadloom.stages.data.conversations.reader import ConversationReader
+from threadloom.stages.data.conversations.rendered import RenderedConversations
 from threadloom.stages.data.conversations.renderer import ChatTemplate
 from threadloom.stages.data.conversations.templates import find_template
 from threadloom.stages.data.documents import Document, Origin
@@ -23,7 +24,10 @@ from threadloom.stages.models import EndOfText
 
 @dataclass(frozen=True)
 class ConversationDocuments:
-    """Conversations as the chat template of a tokenizer writes them. Nothing is read before the first of them."""
+    """Conversations as the chat template of a tokenizer writes them. Nothing is read before the first of them.
+
+    Each is rendered once, however often its file is read.
+    """
 
     layout: ConversationLayout | None
     """Layout of all records; None: recognised."""
@@ -31,11 +35,13 @@ class ConversationDocuments:
     """The template, as `data.chat_template`."""
     tokenizer: TokenizerKind
     tokenizer_path: str
+    scratch: Path | None = field(default=None, compare=False)
+    """The folder of the temporary file with conversations that have been rendered; None: that of temporary files."""
 
     @classmethod
-    def of(cls, data: DataConfig) -> "ConversationDocuments":
+    def of(cls, data: DataConfig, scratch: Path | None = None) -> "ConversationDocuments":
         """Return the conversations of a configuration."""
-        return cls(data.conversations, data.chat_template, data.tokenizer, data.tokenizer_path)
+        return cls(data.conversations, data.chat_template, data.tokenizer, data.tokenizer_path, scratch)
 
     def columns(self, names: Sequence[str]) -> Sequence[str]:
         """Return the columns of a file that conversations are read from."""
@@ -45,12 +51,16 @@ class ConversationDocuments:
     def reader(self) -> ConversationReader:
         """Return a reader with the template; raises ChatTemplateError, TokenizerError."""
         template, special = self._found
-        return ConversationReader(template, special, self.layout)
+        return ConversationReader(template, special, self.layout, self._kept)
 
     @property
     def template(self) -> ChatTemplate:
         """The template; raises ChatTemplateError, TokenizerError."""
         return self._found[0]
+
+    @cached_property
+    def _kept(self) -> RenderedConversations:
+        return RenderedConversations(self.scratch)
 
     @cached_property
     def _found(self) -> tuple[ChatTemplate, tuple[str, ...]]:

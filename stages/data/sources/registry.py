@@ -39,9 +39,9 @@ DEFAULT_READING = Reading()
 """That of a configuration without settings of it."""
 
 
-def reading_of(data: DataConfig) -> Reading:
-    """Return how the records of a configuration become documents."""
-    return Reading(RecordDocuments(FieldDocuments(data.field), ConversationDocuments.of(data)), data.invalid)
+def reading_of(data: DataConfig, scratch: Path | None = None) -> Reading:
+    """Return how the records of a configuration become documents; `scratch` is a folder for a temporary file."""
+    return Reading(RecordDocuments(FieldDocuments(data.field), ConversationDocuments.of(data, scratch)), data.invalid)
 
 
 def format_of(path: Path) -> RecordFormat | None:

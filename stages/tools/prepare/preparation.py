@@ -89,7 +89,7 @@ def prepare_folder(config: Config, out: Path, *, force: bool = False) -> Prepara
     begin = time.monotonic()
     data = msgspec.structs.replace(with_absolute_paths(config.data), prepared="")
     with standard_input(data.text, out, None) as spooled:
-        corpus = read_corpus(data, excluded=[out], standard_input=spooled)
+        corpus = read_corpus(data, excluded=[out], standard_input=spooled, scratch=out)
         dataset = prepare(data, config.model, corpus, out, None if force else detect().memory_available)
         make_directory(out)
         write_sources(out, corpus)

@@ -65,7 +65,7 @@ class ShownData:
         """Yield the data of a configuration, prepared in a directory that is removed with the block."""
         with tempfile.TemporaryDirectory(prefix="threadloom-") as folder:
             with standard_input(config.data.text, Path(folder) / "text", None) as spooled:
-                corpus = read_corpus(config.data, standard_input=spooled)
+                corpus = read_corpus(config.data, standard_input=spooled, scratch=Path(folder))
                 tokenizer = prepare(config.data, config.model, corpus, Path(folder)).tokenizer
             yield cls._opened(Path(folder), tokenizer, config)
 
