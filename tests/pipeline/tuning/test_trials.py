@@ -6,19 +6,32 @@ from itertools import count
 
 import pytest
 
-import threadloom.pipeline.tuning.trials
 from threadloom.pipeline import Graph, RunStatistics
-from threadloom.pipeline.tuning import proposals, run_trials, tune, tune_graph
+from threadloom.pipeline.tuning import proposals, run_trials, trials as trials_module, tune, tune_graph
 from threadloom.pipeline.tuning.sizes import GraphSizes
-from threadloom.pipeline.tuning.trials import GraphTrials, GraphTuningError, Interval
+from threadloom.pipeline.tuning.trials import GraphTrial, GraphTrials, GraphTuningError, Interval
 
 SECONDS = 0.05
+WAITING = 4
+"""Items between the call and its count: two in the channel, one on its way in and one on its way out."""
+
+
+@pytest.fixture(autouse=True)
+def half_a_minute_for_the_first_item(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no trial fail because the machine is loaded."""
+    monkeypatch.setattr(trials_module, "FIRST_ITEM", 30 / SECONDS)
 
 
 def wait_a_moment(item: int) -> int:
     """Take two milliseconds without a core."""
     threading.Event().wait(0.002)
     return item
+
+
+def assert_at_most_500_per_second(trial: GraphTrial) -> None:
+    """Check a score of calls of 2 ms: on a loaded machine, items that wait in a channel are counted close together."""
+    assert trial.score > 0
+    assert (trial.items - WAITING) / 500 <= trial.items / trial.score
 
 
 def line(items: Callable[[], Iterator[int]], fn: Callable[[int], object] = wait_a_moment) -> Graph:
@@ -31,7 +44,7 @@ def line(items: Callable[[], Iterator[int]], fn: Callable[[int], object] = wait_
 def test_an_endless_graph_is_measured_for_a_moment() -> None:
     trials = GraphTrials(lambda: line(count), SECONDS)
     trial = trials(trials.declared)
-    assert 0 < trial.score <= 500
+    assert_at_most_500_per_second(trial)
     assert trial.items >= 1
     work = trial.statistics["work"]
     assert work.items_out < 100  # those of the measured interval
@@ -62,7 +75,7 @@ def test_a_graph_without_sinks_is_counted_at_its_last_stages() -> None:
 
     trials = GraphTrials(build, SECONDS)
     assert trials.counted == ["store"]
-    assert 0 < trials(trials.declared).score <= 550
+    assert_at_most_500_per_second(trials(trials.declared))
 
 
 def test_all_sinks_are_iterated_at_once() -> None:
@@ -134,13 +147,15 @@ def test_a_graph_that_yields_nothing_is_reported() -> None:
         trials(trials.declared)
 
 
-def test_a_graph_whose_first_item_takes_too_long_is_reported() -> None:
+def test_a_graph_whose_first_item_takes_too_long_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials_module, "FIRST_ITEM", 10.0)
     trials = GraphTrials(lambda: line(count, lambda item: threading.Event().wait(0.5)), 0.001)
     with pytest.raises(GraphTuningError, match=r"no item reached 'out' within 10 ms; in that time \w+ was busy"):
         trials(trials.declared)
 
 
-def test_a_graph_that_stops_after_some_items_is_reported() -> None:
+def test_a_graph_that_stops_after_some_items_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials_module, "FIRST_ITEM", 50.0)
     stop = threading.Event()
 
     def stalls(item: int) -> int:
@@ -149,14 +164,14 @@ def test_a_graph_that_stops_after_some_items_is_reported() -> None:
         return item
 
     trials = GraphTrials(lambda: line(count, stalls), 0.01)
-    with pytest.raises(GraphTuningError, match=r"no item after the first \d reached 'out' within 100 ms"):
+    with pytest.raises(GraphTuningError, match=r"no item after the first \d reached 'out' within 500 ms"):
         trials(trials.declared)
 
 
 @pytest.mark.parametrize(("items", "seconds"), [(2, 4.0), (4, 2.0), (1, 5.0), (800, 1.0)])
 def test_slow_items_get_longer_trials(items: int, seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     interval = Interval(items, 1.0, RunStatistics("made up", 1.0, ()), ended=False, before=1)
-    monkeypatch.setattr(threadloom.pipeline.tuning.trials, "measure_run", lambda *_: interval)
+    monkeypatch.setattr(trials_module, "measure_run", lambda *_: interval)
     trials = GraphTrials(lambda: line(count), 1.0, longest=5.0)
     trials.calibrate()
     assert trials.measured_seconds == seconds

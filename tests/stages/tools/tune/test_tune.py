@@ -209,10 +209,10 @@ def test_a_trial_has_its_memory_and_the_load_of_its_stages() -> None:
 
 def test_a_trial_that_is_far_slower_than_the_defaults_is_stopped() -> None:
     config = apply_overrides(TINY, ["model.vocab_size=11", "steps=1000000"])
-    trials = Trials(config, cores=2, seconds=30.0, limit=0.0)
+    trials = Trials(config, cores=2, seconds=60.0, limit=0.0)
     trial = trials(TunedSettings.of(resolve(config, 2)))
     assert trial.tokens_per_s == 0
-    assert trial.seconds < 10
+    assert trial.seconds < 40
 
 
 def test_the_picture_is_next_to_the_record_or_where_it_is_asked_for(
