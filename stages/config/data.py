@@ -147,7 +147,8 @@ class DataConfig(Section, frozen=True, kw_only=True):
     """With `digits=abacus`: largest number that is added to the places of a training sequence, chosen at random for
     each sequence, so that places beyond the longest number of the text are trained too."""
     shuffle: Shuffle = Shuffle.DRAWN
-    """Order of the training sequences; with `epochs` none is repeated before all others have been used."""
+    """Order of the training sequences; with `epochs` none is repeated before all others have been used, of a mixture
+    before all others of its source."""
     packing: Packing = Packing.WINDOWS
     """Sequences for training and evaluation."""
     borders: Borders = Borders.IGNORED

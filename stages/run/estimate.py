@@ -5,8 +5,10 @@ Time is extrapolated from a few seconds of updates on random tokens, which take 
 evaluation of a few micro-batches.
 """
 
+import tempfile
 import time
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -16,12 +18,14 @@ from threadloom.pipeline import available_cores, format_estimate
 from threadloom.stages.config import Config, ModelArchitecture, Precision, ResolvedConfig
 from threadloom.stages.console import module_output, resident_bytes
 from threadloom.stages.data import (
+    ChunkedText,
     TextError,
     TokenIds,
     create_tokenizer,
     preparation_bytes,
     prepared_vocabulary,
     read_corpus,
+    standard_input,
 )
 from threadloom.stages.machine import detect, load_warning
 from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan
@@ -127,12 +131,16 @@ def _text_figures(config: Config) -> tuple[int | None, int]:
     if config.data.prepared:
         return None if config.model.vocab_size else prepared_vocabulary(config.data.prepared), 0
     try:
-        text = read_corpus(config.data).text
+        with standard_input(config.data.text, Path(tempfile.gettempdir()) / "text", None) as spooled:
+            return _figures_of(config, read_corpus(config.data, standard_input=spooled).text)
     except TextError as error:
         if config.model.vocab_size is None:
             raise
         logger.warning("the memory of preparing the text is not part of the estimate: {}", error)
         return None, 0
+
+
+def _figures_of(config: Config, text: ChunkedText) -> tuple[int | None, int]:
     vocabulary = None if config.model.vocab_size else create_tokenizer(config.data, None, text).vocab_size
     return vocabulary, preparation_bytes(config.data, text)
 

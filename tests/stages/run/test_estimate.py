@@ -1,11 +1,13 @@
 """`train --estimate`: its text from made-up figures, a real estimate, and its memory compared with a run."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from threadloom.stages import speeds
 from threadloom.stages.config.settings import Precision
 from threadloom.stages.console.json_worker import peak_resident_bytes
 from threadloom.stages.resolve import precision
-from threadloom.stages.resolve.loading import apply_overrides, to_json
+from threadloom.stages.resolve.loading import apply_overrides, load_config, to_json
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.run import estimate
 from threadloom.stages.run.estimate import PROCESS, Estimate, count_due, estimate_run, estimate_text
@@ -78,6 +80,14 @@ def test_a_real_estimate_leaves_no_directory(tmp_path: Path, monkeypatch: pytest
     assert found.config.model.vocab_size is not None, "taken from the text"
     assert found.memory[PROCESS] <= peak_resident_bytes()
     assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+def test_standard_input_is_a_text_of_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(b"abcab"), isatty=lambda: False))
+    overrides = ["data.text=-", "data.tokenizer=characters", "model.vocab_size=null"]
+    config = apply_overrides(load_config("nanogpt-cpu"), overrides)
+    vocabulary, needed = estimate._text_figures(config)
+    assert (vocabulary, needed > 0) == (3, True)
 
 
 def test_an_estimate_warns_about_a_slow_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
