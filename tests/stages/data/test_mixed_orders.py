@@ -54,7 +54,8 @@ def test_sequences_of_each_source_are_numbered_in_the_order_of_the_run(weights: 
 
 
 def test_sources_are_in_random_order_within_a_block() -> None:
-    found = np.array([[SourceTurns([1, 1], seed).place(n).source for n in range(64)] for seed in range(200)])
+    runs = [SourceTurns([1, 1], seed) for seed in range(200)]
+    found = np.array([[turns.place(number).source for number in range(64)] for turns in runs])
     ones = found.sum(axis=0)
     assert (abs(ones - 100) < 5 * 50**0.5).all(), "each place has each source about as often"
     assert len({tuple(row) for row in found.tolist()}) == 200
