@@ -1,15 +1,41 @@
 """GELU in GPT-2's tanh form, over 16-bit matrices: arithmetic in float32, one rounding for each element written.
 
-`kernels.common.gelu` has the formula.
+The formula is that of `kernels.common.gelu`, with a power of two instead of an exponential: log2(e) is multiplied into
+the constants of its argument, which takes fewer operations, with an error that is within the same bound.
 """
 
 import numpy as np
 
-from threadloom.kernels.common import gelu, gelu_and_derivative
-from threadloom.kernels.compiling import Floats, jit_kernel
-from threadloom.kernels.simd import Bits16, load16, store16
+from threadloom.kernels.compiling import Floats, jit_always_inline, jit_kernel
+from threadloom.kernels.simd import (
+    GELU_CUBIC,
+    GELU_CUBIC_LOG2,
+    GELU_LINEAR,
+    GELU_LINEAR_LOG2,
+    Bits16,
+    exp2_32,
+    load16,
+    store_result16,
+)
 
 _ZERO = np.float32(0.0)
+_ONE = np.float32(1.0)
+_CUBIC_SLOPE = np.float32(3.0) * GELU_CUBIC
+
+
+@jit_always_inline
+def _sigmoid(x: np.float32, squared: np.float32) -> np.float32:
+    """Return GELU(x) / x."""
+    return _ONE / (_ONE + exp2_32(-(x * (GELU_LINEAR_LOG2 + GELU_CUBIC_LOG2 * squared))))
+
+
+@jit_always_inline
+def _gelu_and_derivative(x: np.float32) -> tuple[np.float32, np.float32]:
+    """Return GELU(x) and its derivative, as `kernels.common.gelu.gelu_and_derivative`."""
+    squared = x * x
+    s = _sigmoid(x, squared)
+    y = x * s
+    return y, s + y * (_ONE - s) * (GELU_LINEAR + _CUBIC_SLOPE * squared)
 
 
 @jit_kernel
@@ -18,7 +44,8 @@ def gelu_forward(x: Bits16, out: Bits16) -> None:
     for r in range(x.shape[0]):
         row, target = x[r], out[r]
         for j in range(row.shape[0]):
-            store16(target, j, gelu(load16(row, j)))
+            x_j = load16(row, j)
+            store_result16(target, j, x_j * _sigmoid(x_j, x_j * x_j))
 
 
 @jit_kernel
@@ -36,10 +63,10 @@ def gelu_backward(x: Bits16, d: Bits16, out: Bits16, d_bias: Floats, accumulate:
     for r in range(x.shape[0]):
         row, gradient, target = x[r], d[r], out[r]
         for j in range(row.shape[0]):
-            y, derivative = gelu_and_derivative(load16(row, j))
-            store16(target, j, y)
+            y, derivative = _gelu_and_derivative(load16(row, j))
+            store_result16(target, j, y)
             g = load16(gradient, j) * derivative
-            store16(gradient, j, g)
+            store_result16(gradient, j, g)
             d_bias[j] += g
 
 
@@ -49,6 +76,6 @@ def _without_bias(x: Bits16, d: Bits16, out: Bits16) -> None:
     for r in range(x.shape[0]):
         row, gradient, target = x[r], d[r], out[r]
         for j in range(row.shape[0]):
-            y, derivative = gelu_and_derivative(load16(row, j))
-            store16(target, j, y)
-            store16(gradient, j, load16(gradient, j) * derivative)
+            y, derivative = _gelu_and_derivative(load16(row, j))
+            store_result16(target, j, y)
+            store_result16(gradient, j, load16(gradient, j) * derivative)

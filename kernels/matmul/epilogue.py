@@ -2,7 +2,7 @@
 
 Numba's own vectors are 256 bits wide on some processors with AVX-512, and its loops over addresses are checked for
 overlap at each entry; with explicit vectors, the epilogue of a tile costs a few percent of its product. Formulas,
-constants and rounding are those of `kernels.float32.gelu`, `kernels.simd.exponential` and `kernels.simd.bfloat16`.
+constants and rounding are those of `kernels.bits16.gelu`, `kernels.simd.exponential` and `kernels.simd.bfloat16`.
 """
 
 from collections.abc import Callable
@@ -16,27 +16,20 @@ from threadloom.kernels.compiling import numba_type
 from threadloom.kernels.matmul.operands import MatrixRef
 from threadloom.kernels.matmul.pack import PANEL
 from threadloom.kernels.simd import (
-    EXP_HIGHEST,
-    EXP_LOWEST,
-    EXP_POLYNOMIAL,
+    EXP2_HIGHEST,
     FLOAT32_VECTOR,
-    GELU_CUBIC,
-    GELU_LINEAR,
+    GELU_CUBIC_LOG2,
+    GELU_LINEAR_LOG2,
     INT16_VECTOR,
     INT32_VECTOR,
-    INTEGER_ROUNDER,
     LANES,
-    LN2_HIGH,
-    LN2_LOW,
-    LOG2_E,
-    MANTISSA_BITS,
-    ONE_BITS,
+    exp2_vector,
     float32_vector,
     fused_multiply_add,
     int32_vector,
     int64,
     pointer,
-    round_vector,
+    round_result,
 )
 
 
@@ -44,27 +37,13 @@ def _upcast(builder: Any, bits: Any) -> Any:
     return builder.bitcast(builder.shl(builder.zext(bits, INT32_VECTOR), int32_vector(16)), FLOAT32_VECTOR)
 
 
-def _exp(builder: Any, x: Any) -> Any:
-    """Return e**x as `kernels.simd.exponential.exp32` does."""
-    y = builder.select(builder.fcmp_ordered("<", x, float32_vector(EXP_LOWEST)), float32_vector(EXP_LOWEST), x)
-    y = builder.select(builder.fcmp_ordered(">", y, float32_vector(EXP_HIGHEST)), float32_vector(EXP_HIGHEST), y)
-    t = fused_multiply_add(builder, y, float32_vector(LOG2_E), float32_vector(INTEGER_ROUNDER))
-    n = builder.fsub(t, float32_vector(INTEGER_ROUNDER))
-    r = fused_multiply_add(builder, n, float32_vector(-LN2_HIGH), y)
-    r = fused_multiply_add(builder, n, float32_vector(-LN2_LOW), r)
-    p = float32_vector(EXP_POLYNOMIAL[0])
-    for coefficient in EXP_POLYNOMIAL[1:]:
-        p = fused_multiply_add(builder, p, r, float32_vector(coefficient))
-    p = builder.fadd(fused_multiply_add(builder, p, builder.fmul(r, r), r), float32_vector(1.0))
-    exponent = builder.shl(builder.bitcast(t, INT32_VECTOR), int32_vector(MANTISSA_BITS))
-    power = builder.add(exponent, int32_vector(ONE_BITS))
-    return builder.fmul(p, builder.bitcast(power, FLOAT32_VECTOR))
-
-
 def _gelu(builder: Any, v: Any) -> Any:
-    """Return v / (1 + e**(-2u)), ``2u = v (GELU_LINEAR + GELU_CUBIC v**2)``."""
-    factor = fused_multiply_add(builder, builder.fmul(v, v), float32_vector(-GELU_CUBIC), float32_vector(-GELU_LINEAR))
-    return builder.fdiv(v, builder.fadd(_exp(builder, builder.fmul(v, factor)), float32_vector(1.0)))
+    """Return v / (1 + 2**t), ``t = -v (GELU_LINEAR_LOG2 + GELU_CUBIC_LOG2 v**2)``; t is bounded, as 2**t would wrap."""
+    squared = builder.fmul(v, v)
+    factor = fused_multiply_add(builder, squared, float32_vector(-GELU_CUBIC_LOG2), float32_vector(-GELU_LINEAR_LOG2))
+    t = builder.fmul(v, factor)
+    t = builder.select(builder.fcmp_ordered(">", t, float32_vector(EXP2_HIGHEST)), float32_vector(EXP2_HIGHEST), t)
+    return builder.fdiv(v, builder.fadd(exp2_vector(builder, t), float32_vector(1.0)))
 
 
 Action = Callable[[Any, Any, Callable[[Any], None]], Any]
@@ -110,14 +89,14 @@ def _place(builder: Any, matrix: Any, row: Any, column: int) -> Any:
 
 
 def _round(builder: Any, sums: Any, store_pre_gelu: Callable[[Any], None]) -> Any:
-    return round_vector(builder, sums)
+    return round_result(builder, sums)
 
 
 def _round_and_gelu(builder: Any, sums: Any, store_pre_gelu: Callable[[Any], None]) -> Any:
     """Store the rounded sums and return the GELU of those, which are all that backward will have."""
-    rounded = round_vector(builder, sums)
+    rounded = round_result(builder, sums)
     store_pre_gelu(rounded)
-    return round_vector(builder, _gelu(builder, _upcast(builder, rounded)))
+    return round_result(builder, _gelu(builder, _upcast(builder, rounded)))
 
 
 finish_rounded = _make_finish(_round)

@@ -4,12 +4,21 @@ A bfloat16 is the upper half of a float32: the same exponents, 8 bits of precisi
 nearest, ties to even; NaN remains NaN (and becomes quiet), infinities are kept, numbers that round beyond the largest
 finite one become infinite, subnormal numbers are kept. It is integer arithmetic that LLVM vectorises on every machine,
 so the bits are the same on all; VCVTNEPS2BF16 would flush subnormal numbers, and memory is the bottleneck anyway.
+
+Results of arithmetic are another matter: kernels flush subnormal ones already (`kernels.compiling.float_environment`),
+and nine vector operations for each rounding take as long as the arithmetic. `result_to_bf16` is the instruction if the
+target has it, with the same bits for every number that is not subnormal.
 """
 
+from typing import Any
+
 import numpy as np
+from numba import types
+from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp, jit_strict_inline
+from threadloom.kernels.simd.vector import HAS_BF16_ROUNDING, INT16, Bfloat
 
 BF16Bits = NDArray[np.uint16]
 """bfloat16 numbers, stored as their bits."""
@@ -32,6 +41,23 @@ def to_bf16(x: np.float32) -> np.uint16:
     nearest = np.uint32(np.uint32(np.uint32(bits + _HALF) + np.uint32(upper & _ONE)) >> _SHIFT)
     is_nan = np.uint32(bits & _MAGNITUDE) > _INFINITY
     return np.uint16(np.uint32(upper | _QUIET) if is_nan else nearest)
+
+
+@intrinsic
+def _to_bf16_instruction(typing_context: Any, x: Any) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(builder.fptrunc(arguments[0], Bfloat()), INT16)
+
+    return types.uint16(types.float32), codegen
+
+
+_round_result = _to_bf16_instruction if HAS_BF16_ROUNDING and JIT_ENABLED else to_bf16
+
+
+@jit_strict_inline
+def result_to_bf16(x: np.float32) -> np.uint16:
+    """Return the bfloat16 nearest to `x`, a result of arithmetic, as bits; a subnormal number may become zero."""
+    return _round_result(np.float32(x))
 
 
 @jit_strict_inline

@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import overload
 
 from threadloom.kernels.compiling import OVERLOAD_STRICT_INLINE, Floats
-from threadloom.kernels.simd.scalar import Bits16, load16, store16
+from threadloom.kernels.simd.scalar import Bits16, load16, store16, store_result16
 
 FloatRow = Floats | Bits16
 """Array of float32, or of the bits of bfloat16 (uint16) or float16 (int16)."""
@@ -28,6 +28,11 @@ def store_element(row: FloatRow, j: int, x: np.float32) -> None:
         row[j] = x
     else:
         store16(cast(Bits16, row), j, x)
+
+
+def store_result(row: FloatRow, j: int, x: np.float32) -> None:
+    """Write `x`, a result of much arithmetic, as `store_element` does (`kernels.simd.scalar.store_result16`)."""
+    store_element(row, j, x)
 
 
 @overload(load_element, jit_options=OVERLOAD_STRICT_INLINE)
@@ -56,5 +61,20 @@ def _store_element(row: Any, j: Any, x: Any) -> Any:
 
     def store_short(row: Any, j: Any, x: Any) -> None:
         store16(row, j, x)
+
+    return store_short
+
+
+@overload(store_result, jit_options=OVERLOAD_STRICT_INLINE)
+def _store_result(row: Any, j: Any, x: Any) -> Any:
+    if row.dtype == types.float32:
+
+        def store_float32(row: Any, j: Any, x: Any) -> None:
+            row[j] = x
+
+        return store_float32
+
+    def store_short(row: Any, j: Any, x: Any) -> None:
+        store_result16(row, j, x)
 
     return store_short

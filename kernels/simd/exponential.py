@@ -7,6 +7,9 @@ import numpy as np
 
 from threadloom.kernels.compiling import Floats, jit_always_inline, jit_kernel, jit_strict_inline
 from threadloom.kernels.simd.constants import (
+    EXP2_HIGHEST,
+    EXP2_LOWEST,
+    EXP2_POLYNOMIAL,
     EXP_HIGHEST,
     EXP_LOWEST,
     EXP_POLYNOMIAL,
@@ -49,6 +52,25 @@ def exp32(x: np.float32) -> np.float32:
     p = p * (r * r) + r + _ONE
     power = np.int32(np.int32(t.view(np.int32) << MANTISSA_BITS) + ONE_BITS).view(np.float32)
     return _ZERO if x < EXP_LOWEST else p * power
+
+
+@jit_always_inline
+def exp2_32(x: np.float32) -> np.float32:
+    """Return 2**x to a relative error of about 2e-7; at least 2**-126, at most 2**127.4, NaN at NaN.
+
+    It takes two thirds of the operations of `exp32`, as its range reduction is one subtraction. It serves callers that
+    can multiply log2(e) into a constant of their own: a rounded product x log2(e) would be off by 2**-24 |x|.
+    """
+    y = EXP2_LOWEST if x < EXP2_LOWEST else x  # noqa: FURB136 - max and min need not keep a NaN
+    y = EXP2_HIGHEST if y > EXP2_HIGHEST else y  # noqa: FURB136
+    t = np.float32(y + INTEGER_ROUNDER)
+    f = y - (t - INTEGER_ROUNDER)
+    p = EXP2_POLYNOMIAL[0] * f + EXP2_POLYNOMIAL[1]
+    p = p * f + EXP2_POLYNOMIAL[2]
+    p = p * f + EXP2_POLYNOMIAL[3]
+    p = p * f + EXP2_POLYNOMIAL[4]
+    p = p * f + _ONE
+    return p * np.int32(np.int32(t.view(np.int32) << MANTISSA_BITS) + ONE_BITS).view(np.float32)
 
 
 @jit_always_inline

@@ -19,6 +19,8 @@ from numba.extending import intrinsic
 from threadloom.kernels.compiling import TARGET
 
 HAS_AVX512_BF16 = TARGET.get("avx512bf16", False) and TARGET.get("avx512f", False)
+HAS_BF16_ROUNDING = HAS_AVX512_BF16 or TARGET.get("avxneconvert", False)
+"""True if the target rounds float32 to bfloat16 with an instruction, VCVTNEPS2BF16."""
 HAS_AMX_BF16 = TARGET.get("amx-bf16", False) and TARGET.get("amx-tile", False)
 HAS_F16C = TARGET.get("f16c", False)
 LANES = 16 if TARGET.get("avx512f", False) else 8
@@ -132,6 +134,13 @@ def round_vector(builder: Any, x: Any) -> Any:
     nearest = builder.lshr(rounded_bits(builder, x), int32_vector(16))
     is_nan = builder.fcmp_unordered("uno", x, x)
     return builder.trunc(builder.select(is_nan, quiet, nearest), INT16_VECTOR)
+
+
+def round_result(builder: Any, x: Any) -> Any:
+    """Return `round_vector` of results of arithmetic, by an instruction if there is one: it flushes subnormals."""
+    if not HAS_BF16_ROUNDING:
+        return round_vector(builder, x)
+    return builder.bitcast(builder.fptrunc(x, ir.VectorType(Bfloat(), LANES)), INT16_VECTOR)
 
 
 def stack_buffer(size: int) -> Any:

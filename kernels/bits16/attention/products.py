@@ -6,7 +6,7 @@ write beyond an array, would be slower here. Strides count bytes.
 
 import numpy as np
 
-from threadloom.kernels.bits16.attention.rows import pack_rows_vector, round_row
+from threadloom.kernels.bits16.attention.rows import pack_rows_vector
 from threadloom.kernels.bits16.attention.tile import (
     NARROW_COLUMNS,
     NARROW_ROWS,
@@ -25,6 +25,7 @@ from threadloom.kernels.simd import (
     interleave_rows,
     load_float32,
     load_uint16,
+    round_row,
     store_uint16,
     store_uint32,
     to_bf16,

@@ -1,4 +1,4 @@
-"""Passes over rows of one attention head in bfloat16, as LLVM vectors: dot products, rounding, packing, prefetching.
+"""Passes over rows of one attention head in bfloat16, as LLVM vectors: dot products, packing, prefetching.
 
 Addresses and strides count bytes.
 """
@@ -11,7 +11,6 @@ from numba.core import cgutils
 from numba.core.errors import RequireLiteralValue
 from numba.extending import intrinsic
 
-from threadloom.kernels.bits16.attention.vectors import VECTOR_BYTES, load_floats, store_bf16
 from threadloom.kernels.matmul import PANEL
 from threadloom.kernels.simd import (
     FLOAT32_VECTOR,
@@ -20,7 +19,7 @@ from threadloom.kernels.simd import (
     INT32,
     INT32_VECTOR,
     LANES,
-    broadcast,
+    VECTOR_BYTES,
     fused_multiply_add,
     int32_vector,
     int64,
@@ -52,21 +51,6 @@ def dot_columns(typing_context: Any, a: Any, b: Any, pairs: Any, out: Any) -> An
         return context.get_dummy_value()
 
     return types.void(*[types.intp] * 4), codegen
-
-
-@intrinsic
-def round_row(typing_context: Any, source: Any, factor: Any, out: Any, vectors: Any) -> Any:
-    """Write ``factor * source``, `vectors` vectors of float32, to `out` as bfloat16."""
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, factor, out, vectors = arguments
-        factors = broadcast(builder, factor, FLOAT32_VECTOR)
-        with cgutils.for_range(builder, vectors) as loop:
-            x = load_floats(builder, source, builder.mul(loop.index, int64(VECTOR_BYTES)))
-            store_bf16(builder, builder.fmul(x, factors), out, builder.mul(loop.index, int64(VECTOR_BYTES // 2)))
-        return context.get_dummy_value()
-
-    return types.void(types.intp, types.float32, types.intp, types.intp), codegen
 
 
 @intrinsic

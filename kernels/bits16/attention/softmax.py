@@ -15,16 +15,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from threadloom.kernels.bits16.attention.vectors import (
-    VECTOR_BYTES,
-    broadcast_int,
-    column_numbers,
-    exp2,
-    load_floats,
-    maximum,
-    reduce_lanes,
-    store_bf16,
-)
+from threadloom.kernels.bits16.attention.vectors import broadcast_int, column_numbers
 from threadloom.kernels.compiling import numba_type
 from threadloom.kernels.matmul import PANEL, MatrixRef
 from threadloom.kernels.simd import (
@@ -33,11 +24,17 @@ from threadloom.kernels.simd import (
     INT16_VECTOR,
     INT32_VECTOR,
     LANES,
+    VECTOR_BYTES,
     broadcast,
+    exp2_vector,
     fused_multiply_add,
     int32_vector,
     int64,
+    load_floats,
+    maximum,
     pointer,
+    reduce_lanes,
+    store_bf16,
 )
 
 ROW_GROUP = 4
@@ -100,7 +97,7 @@ class _ExpRowsEmitter:
     def exponentiate(self, v: Any, *, masked: bool) -> None:
         builder = self._builder
         for i, total in enumerate(self._sums):
-            e = exp2(builder, fused_multiply_add(builder, self._load(i, v), self._factors, self._shifts[i]))
+            e = exp2_vector(builder, fused_multiply_add(builder, self._load(i, v), self._factors, self._shifts[i]))
             if masked:
                 e = self._masked(i, v, e, _ZERO)
             builder.store(builder.fadd(builder.load(total), e), total)
@@ -199,7 +196,7 @@ class _SoftmaxBackwardEmitter:
         for i in range(2):
             line = builder.add(offset, builder.mul(self._stride, int64(i)))
             s, dp = load_floats(builder, self._scores, line), load_floats(builder, self._d_probabilities, line)
-            p = exp2(builder, fused_multiply_add(builder, s, self._factors, builder.fneg(shift)))
+            p = exp2_vector(builder, fused_multiply_add(builder, s, self._factors, builder.fneg(shift)))
             ds = builder.fmul(p, builder.fsub(dp, delta))
             if masked:
                 inside = builder.icmp_signed(">=", column_numbers(builder, v), self._limits[i])
