@@ -2,7 +2,7 @@
 
 from threadloom.kernels.common.silu import silu, silu_and_derivative
 from threadloom.kernels.compiling import jit_kernel
-from threadloom.kernels.simd import FloatRow, load_element, store_element
+from threadloom.kernels.simd import FloatRow, load_element, store_result
 
 
 @jit_kernel
@@ -12,7 +12,7 @@ def swiglu_forward(gate_up: FloatRow, out: FloatRow) -> None:
     for r in range(out.shape[0]):
         gate, up, target = gate_up[r, :width], gate_up[r, width:], out[r]
         for j in range(width):
-            store_element(target, j, silu(load_element(gate, j)) * load_element(up, j))
+            store_result(target, j, silu(load_element(gate, j)) * load_element(up, j))
 
 
 @jit_kernel
@@ -28,6 +28,6 @@ def swiglu_backward(gate_up: FloatRow, d_out: FloatRow, d_gate_up: FloatRow, out
         for j in range(width):
             y, derivative = silu_and_derivative(load_element(gate, j))
             factor, gradient = load_element(up, j), load_element(d, j)
-            store_element(target, j, y * factor)
-            store_element(d_gate, j, gradient * factor * derivative)
-            store_element(d_up, j, gradient * y)
+            store_result(target, j, y * factor)
+            store_result(d_gate, j, gradient * factor * derivative)
+            store_result(d_up, j, gradient * y)
