@@ -1,8 +1,11 @@
 """Gradient of softmax cross-entropy, and of the terms beside it, for a chunk of float32 logits, rounded to 16 bits."""
 
+import math
+
 import numpy as np
 
-from threadloom.kernels.common import IGNORED_TARGET, LossTerms, exponentiate_row, has_terms, objective_row
+from threadloom.kernels.bits16.logit_rows import exponentials, scale_and_round
+from threadloom.kernels.common import IGNORED_TARGET, LossTerms, has_terms, objective_row
 from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
 from threadloom.kernels.simd import Bits16, store16
 
@@ -21,11 +24,13 @@ def cross_entropy_backward(logits: Floats, targets: TokenIds, scale: float, d_lo
         if target == IGNORED_TARGET:
             rounded[:] = 0  # the bits of 0.0 in both formats
             continue
-        total, exponentials = exponentiate_row(row, target, total)
-        share = factor / exponentials
+        logit = row[target]
+        largest, denominator = exponentials(row)
+        total += np.float64(largest) - np.float64(logit)
+        total += math.log(denominator)
+        share = factor / denominator
         at_target = row[target] * share - factor
-        for j in range(row.shape[0]):
-            store16(rounded, j, row[j] * share)
+        scale_and_round(row, share, rounded)
         store16(rounded, target, at_target)
     return total
 

@@ -245,8 +245,9 @@ def test_bias_backward(fmt: Format, rows: int, columns: int, at_end: bool, seed:
 def test_cross_entropy(
     fmt: Format, rows: int, columns: int, at_end: bool, seed: int, scale: float, spread: float
 ) -> None:
-    """With z = logit - largest, e**z is off by (|z| + 3) u of itself and their sum by (V + 3 + max|z|) u: the loss of
-    a row by that sum, a share of the gradient by both of it, of which the target's then loses the scale.
+    """With z = logit - largest, e**z is off by (2.3|z| + 4) u of itself, by its argument's roundings, and their sum by
+    V + 4 + 2.3 times the mean of |z|: the loss of a row by that sum, a share of the gradient by both of it, of which
+    the target's then loses the scale.
     """
     rng = np.random.default_rng([seed, rows, columns])
     pages = Pages(at_end)
