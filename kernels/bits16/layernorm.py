@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from threadloom.kernels.bits16.norm_rows import normalise_row, scale_row
 from threadloom.kernels.common import Affine, row_statistics
 from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
 from threadloom.kernels.simd import Bits16, load16, store16
@@ -41,10 +42,7 @@ def layernorm_forward(x: Floats, affine: Affine, added: Floats, kept: Normalized
         row, n, target = x[r], kept.n[r], out[r]
         mean, rstd = row_statistics(row)
         kept.rstd[r] = rstd
-        for j in range(row.shape[0]):
-            store16(n, j, (row[j] - mean) * rstd)
-        for j in range(row.shape[0]):
-            store16(target, j, load16(n, j) * affine.weight[j] + affine.bias[j])
+        normalise_row(row, mean, rstd, affine.weight, affine.bias, n, target)
         for j in range(added.shape[0]):
             row[j] += added[j]
 
@@ -62,9 +60,7 @@ def layernorm_apply(n: Bits16, affine: Affine, out: Bits16) -> None:
 def layernorm_apply_transposed(n_t: Bits16, affine: Affine) -> None:
     """Replace the transposed normalised rows (C, R) by the transposed output of `layernorm_forward`."""
     for j in range(n_t.shape[0]):
-        row, w, b = n_t[j], affine.weight[j], affine.bias[j]
-        for r in range(row.shape[0]):
-            store16(row, r, load16(row, r) * w + b)
+        scale_row(n_t[j], affine.weight[j], affine.bias[j])
 
 
 @jit_kernel

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from threadloom.kernels.bits16.layernorm import NormalizedRows
+from threadloom.kernels.bits16.norm_rows import NO_BIAS, normalise_row, scale_row
 from threadloom.kernels.common import reciprocal_rms
 from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.simd import Bits16, load16, store16
@@ -39,10 +40,7 @@ def rmsnorm_forward(
         row, n, target = x[r], kept.n[r], out[r]
         rstd = reciprocal_rms(row, np.float32(epsilon))
         kept.rstd[r] = rstd
-        for j in range(row.shape[0]):
-            store16(n, j, row[j] * rstd)
-        for j in range(row.shape[0]):
-            store16(target, j, load16(n, j) * weight[j])
+        normalise_row(row, _ZERO, rstd, weight, weight[:0], n, target)
         for j in range(added.shape[0]):
             row[j] += added[j]
 
@@ -60,9 +58,7 @@ def rmsnorm_apply(n: Bits16, weight: Floats, out: Bits16) -> None:
 def rmsnorm_apply_transposed(n_t: Bits16, weight: Floats) -> None:
     """Replace the transposed normalised rows (C, R) by the transposed output of `rmsnorm_forward`."""
     for j in range(n_t.shape[0]):
-        row, w = n_t[j], weight[j]
-        for r in range(row.shape[0]):
-            store16(row, r, load16(row, r) * w)
+        scale_row(n_t[j], weight[j], NO_BIAS)
 
 
 @jit_kernel
