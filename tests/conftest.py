@@ -33,8 +33,8 @@ settings.register_profile(
 settings.register_profile("ci", settings.get_profile("default"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "default")
 
-GRACE = 2.0
-"""Seconds for threads and children to end after a test: one by guarantee 4, and one more for a loaded machine."""
+GRACE = 8.0
+"""Seconds for threads and children to end after a test: one by guarantee 4, and more for a loaded machine."""
 
 LIBRARY_THREADS = ("pytest_timeout", "tqdm", "loguru", "QueueFeederThread", "QueueManagerThread", "pydevd")
 """Prefixes of the names of threads that libraries start and keep."""

@@ -15,19 +15,25 @@ SEPARATE = (
 """Files that compile in processes of their own."""
 
 LARGE = (
-    "tests/stages/checkpoint/test_checkpoint_faults.py",
-    "tests/stages/tools/bench/test_bench_bits16.py",
-    "tests/stages/tools/bench/test_check.py",
-    "tests/stages/tools/bench/test_bench.py",
-    "tests/stages/training/test_kill.py",
-    "tests/stages/training/test_replay_grid.py",
     "tests/test_docs.py",
-    "tests/test_bring_your_own_model.py",
+    "tests/stages/test_cli_endings.py",
+    "tests/stages/tools/bench/test_bench.py",
     "tests/test_benchmarks.py",
     "tests/test_project.py",
+    "tests/stages/tools/bench/test_check.py",
+    "tests/stages/training/test_kill.py",
+    "tests/stages/run/test_estimate.py",
+    "tests/stages/training/test_replay_grid.py",
+    "tests/test_bring_your_own_model.py",
+    "tests/stages/checkpoint/test_checkpoint_faults.py",
+    "tests/stages/tools/bench/test_bench_bits16.py",
     "tests/stages/training/test_resume.py",
+    "tests/stages/tools/tune/test_goal.py",
+    "tests/stages/training/test_precisions.py",
+    "tests/test_packaging.py",
+    "tests/test_benchmarks_finetune.py",
 )
-"""Other files with more than about ten seconds of CPU time."""
+"""Other files that take more than about five seconds."""
 
 ORDER = ("tests/kernels", "tests/pipeline", *SEPARATE, *LARGE)
 

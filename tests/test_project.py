@@ -233,7 +233,8 @@ def test_clean():
 
 
 def test_a_test_that_leaves_a_thread_or_a_process_fails(tmp_path: Path) -> None:
-    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    rules = (ROOT / "tests" / "conftest.py").read_text(encoding="utf-8")
+    (tmp_path / "conftest.py").write_text(rules.replace("GRACE = 8.0", "GRACE = 0.1"), encoding="utf-8")
     (tmp_path / "test_leaks.py").write_text(LEAKS, encoding="utf-8")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     # The thread never ends: the call returns only because of pytest_unconfigure.
@@ -242,7 +243,7 @@ def test_a_test_that_leaves_a_thread_or_a_process_fails(tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=60
     )
     assert answer.returncode != 0
-    assert "threads ['forgotten'], child processes []" in answer.stdout
+    assert "0.1 s after its end: threads ['forgotten'], child processes []" in answer.stdout
     assert "threads [], child processes ['" in answer.stdout
     assert "3 passed, 2 errors" in answer.stdout
 

@@ -1,12 +1,9 @@
-"""A process that writes checkpoints until it is done or killed, and helpers to compare checkpoints.
+"""States of trainings that follow from a number, comparison of checkpoints with them, and death at a file operation.
 
-It prints a line `step N` when checkpoint N is on the disk, and kills itself with SIGKILL before the file operation of a
-given number. Operations are those that change the disk: open, write, sync, rename, create and remove.
+Operations are those that change the disk: open, write, sync, rename, create and remove.
 """
 
-import argparse
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -23,8 +20,6 @@ from threadloom.stages.checkpoint import (
     Checkpoint,
     TrainingState,
     kept_versions,
-    remove_leftovers,
-    save_checkpoint,
 )
 from threadloom.stages.models import Geometry, parameter_shapes
 from threadloom.stages.storage import hashed_file
@@ -127,32 +122,3 @@ def _writes(arguments: tuple[Any, ...]) -> bool:
 def kill_self() -> None:
     """Kill this process with SIGKILL."""
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def main() -> None:
-    """Write the checkpoints given by the command line."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--last", type=int, default=10**9)
-    parser.add_argument("--delay", type=int, default=2)
-    parser.add_argument("--keep", type=int, default=2)
-    parser.add_argument("--salt", type=int, default=0)
-    parser.add_argument("--kill-at", type=int, default=-1, help="the operation before which to die")
-    parser.add_argument("--largest-file", type=int, default=-1, help="limit on a file's size, in bytes")
-    options = parser.parse_args()
-    if options.largest_file >= 0:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, options.largest_file))
-    remove_leftovers(options.folder)
-    operations = Operations(options.kill_at, kill_self)
-    operations.watch()
-    for step in range(options.first, options.last + 1):
-        state = state_of(step, options.delay, options.salt)
-        save_checkpoint(options.folder, state, None, options.keep)
-        sys.stdout.write(f"step {step}\n")
-        sys.stdout.flush()
-    sys.stdout.write(f"operations {operations.count}\n")
-
-
-if __name__ == "__main__":
-    main()

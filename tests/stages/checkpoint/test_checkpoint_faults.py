@@ -1,15 +1,15 @@
 """Faults while a checkpoint is written: full disk, refused write, interrupt, SIGKILL. Finished ones are never lost."""
 
 import errno
+import itertools
 import os
 import re
+import resource
 import shutil
 import signal
-import subprocess
-import sys
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pytest
@@ -17,6 +17,9 @@ import pytest
 from tests.stages.checkpoint.checkpoint_writer import Operations, assert_holds, state_of
 from threadloom.stages.checkpoint import Checkpoint, latest_checkpoint, remove_leftovers, save_checkpoint, writer
 from threadloom.stages.storage import CheckpointError, DiskFullError, durable_io, finished_checkpoints, hashed_file
+
+FORKS = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a fork while other threads are alive
+
 
 # --- failures while writing -------------------------------------------------------------------------------------------
 
@@ -48,15 +51,22 @@ def save_with_room_for(folder: Path, writes: int, code: int, patch: pytest.Monke
     return None
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, pytest.param(errno.EDQUOT, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("code", "step"),
+    [
+        (errno.ENOSPC, 4),
+        pytest.param(errno.ENOSPC, 1, marks=pytest.mark.soak),
+        pytest.param(errno.EDQUOT, 1, marks=pytest.mark.soak),
+    ],
+)
 def test_a_full_disk_leaves_other_checkpoints_unchanged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, step: int
 ) -> None:
-    """Every write in turn is the first that does not fit."""
+    """Every `step`-th write in turn is the first that does not fit."""
     save_checkpoint(tmp_path, state_of(1, 1), None, 2)
     writes = 1
     while error := save_with_room_for(tmp_path, writes, code, monkeypatch):
-        writes += 1
+        writes += step
         assert re.search(r"expected space for [\d,]+ bytes, got [\d,]+ bytes free", str(error))
         assert isinstance(error.__cause__, OSError)
         assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
@@ -74,13 +84,32 @@ def test_too_little_space_is_reported_before_anything_is_written(
     assert list((tmp_path / "c").iterdir()) == []
 
 
+def save_with_largest_file(folder: Path, size: int) -> str:
+    """Save step 2 in a fork with a limit on the size of files; return the error."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+            save_checkpoint(folder, state_of(2, 2), None, 2)
+        except Exception as error:
+            os.write(writing, f"{type(error).__name__}: {error}".encode())
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, encoding="utf-8") as said:
+        found = said.read()
+    os.waitpid(child, 0)
+    return found
+
+
+@FORKS
 def test_a_limit_on_file_sizes_is_reported_as_such(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, state_of(1, 2), None, 2)
     for largest in (0, 100, 2000, 4000):
-        failed = run_writer(tmp_path, "--first=2", "--last=2", f"--largest-file={largest}")
-        assert failed.returncode == 1
-        assert "DiskFullError" in failed.stderr
-        assert "a lower limit on file sizes" in failed.stderr
+        error = save_with_largest_file(tmp_path, largest)
+        assert error.startswith("DiskFullError: ")
+        assert "a lower limit on file sizes" in error
         assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]
     assert_holds(tmp_path / "step-000001", state_of(1, 2))
 
@@ -120,12 +149,6 @@ def test_a_missing_tokenizer_is_an_error_that_names_it(tmp_path: Path) -> None:
 
 # --- SIGKILL ----------------------------------------------------------------------------------------------------------
 
-WRITER = (sys.executable, "-m", "tests.stages.checkpoint.checkpoint_writer")
-
-
-def run_writer(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*WRITER, str(folder), *options], capture_output=True, text=True, timeout=60, check=False)
-
 
 def assert_nothing_lost(folder: Path, finished: int, salts: tuple[int, ...] = (0,)) -> None:
     """Check that every finished checkpoint is complete, and that the newest is at least that of step `finished`."""
@@ -160,7 +183,7 @@ def fork_writer(folder: Path, kill_at: int, salt: int) -> bool:
     return status != 0
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # a fork while other threads are alive
+@FORKS
 @pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.soak)])
 def test_kill_before_every_file_operation_loses_nothing(tmp_path: Path, step: int) -> None:
     """The child replaces a checkpoint and adds another, which removes the oldest; it dies at every `step`-th."""
@@ -178,6 +201,24 @@ def test_kill_before_every_file_operation_loses_nothing(tmp_path: Path, step: in
     assert_nothing_lost(tmp_path, 4, (0, 1))
 
 
+def endless_writer(folder: Path, first: int) -> tuple[int, TextIO]:
+    """Write checkpoints from step `first` on, in a fork; return its number, and a stream of lines "step N" of them."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            Operations(-1, lambda: None).watch()
+            remove_leftovers(folder)
+            for step in itertools.count(first):
+                save_checkpoint(folder, state_of(step, 2), None, 2)
+                os.write(writing, f"step {step}\n".encode())
+        finally:
+            os._exit(1)
+    os.close(writing)
+    return child, os.fdopen(reading, encoding="utf-8")
+
+
+@FORKS
 def test_kill_at_random_moments_loses_nothing(tmp_path: Path) -> None:
     """A writer is killed while it writes a checkpoint, and started again from its last one; four times."""
     rng = np.random.default_rng(5)
@@ -185,14 +226,13 @@ def test_kill_at_random_moments_loses_nothing(tmp_path: Path) -> None:
     for _ in range(4):
         newest = latest_checkpoint(tmp_path)
         first = Checkpoint.open(newest).step if newest else 0  # writing that step again replaces it
-        with subprocess.Popen(
-            [*WRITER, str(tmp_path), f"--first={first}"], stdout=subprocess.PIPE, text=True
-        ) as writer:
-            assert writer.stdout is not None
+        writer, lines = endless_writer(tmp_path, first)
+        with lines:
             for _ in range(int(rng.integers(1, 20))):
-                finished = int(writer.stdout.readline().split()[1])
+                finished = int(lines.readline().split()[1])
             for _ in range(int(rng.integers(0, 200_000))):  # a random time into the next one, too short for sleep
                 pass
-            writer.kill()
-            finished = max([finished, *(int(line.split()[1]) for line in writer.stdout if line.endswith("\n"))])
+            os.kill(writer, signal.SIGKILL)
+            finished = max([finished, *(int(line.split()[1]) for line in lines if line.endswith("\n"))])
+        os.waitpid(writer, 0)
         assert_nothing_lost(tmp_path, finished)

@@ -191,7 +191,7 @@ def test_the_command_line_killed_from_outside_and_resumed(whole: tuple[int, Path
         "--no-tuned",
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for attempt, sign in enumerate(("step 3: checkpoint", "step 6: checkpoint", None)):
+    for attempt, sign in enumerate(("step 6: checkpoint", None)):
         how = ["--resume", "--set=threads.forward=1"] if attempt else [f"--config={tmp_path / 'config.json'}"]
         with subprocess.Popen(
             [*command, *how, f"--out={out}"], stderr=subprocess.PIPE, text=True, env=environment, cwd=tmp_path

@@ -48,7 +48,7 @@ def test_a_goal_is_searched_for_and_the_choice_written(tmp_path: Path, monkeypat
     config, text, out = (tmp_path / name for name in ("tiny.json", "text.txt", "tuned.json"))
     config.write_text(to_json(TINY))
     text.write_text("one two three four five six seven " * 200)
-    arguments = ["tune", "--config", str(config), "--text", str(text), "--goal", "loss=1.5", "--budget", "12"]
+    arguments = ["tune", "--config", str(config), "--text", str(text), "--goal", "loss=1.5", "--budget", "6"]
     answer = CliRunner().invoke(main, [*arguments, "--write", str(out)])
     assert answer.exit_code == 0, answer.output
     assert "times as fast and needs" in answer.output
