@@ -34,6 +34,8 @@ class Entry:
         `symbol` names the address in this process and must be unique.
         """
         self._function, self._type = function, numba_type(arguments)
+        if JIT_ENABLED:
+            function.enable_entry()
         self._address = ctypes.c_int64(0)  # written by `prepare` alone
         llvmlite.binding.add_symbol(symbol, ctypes.addressof(self._address))
         self.call = _make_call(symbol, self._type)

@@ -25,29 +25,39 @@ from numba.core.typed_passes import AnnotateTypes
 
 from threadloom.kernels.compiling.float_environment import TESTED_NUMBA, KernelLibrary
 
-HOOKS = (("finalize", "_finalize_final_module"), ("_get_module_for_linking", "_shared_module"))
+HOOKS = (
+    ("finalize", "_finalize_final_module"),
+    ("finalize", "_optimize_final_module"),
+    ("_get_module_for_linking", "_shared_module"),
+)
 """Methods of Numba's library, each with the name that it must use for `PrivateLibrary` to have an effect."""
 
 
 class PrivateLibrary(KernelLibrary):
     """Code of one kernel, of which only its entry points are visible to others."""
 
-    def _finalize_final_module(self) -> None:
-        module = self._final_module
-        # For callers of this kernel: a copy whose functions the linker may merge with equal ones.
-        shared = module.clone()
+    def _optimize_final_module(self) -> None:
+        # For callers of this kernel: a copy whose functions the linker may merge with equal ones. It is taken before
+        # they are optimised, like the code of a `CalleeLibrary`, so that a caller has the same code with either.
+        shared = self._final_module.clone()
         for function in shared.functions:
             if not function.is_declaration and function.linkage == Linkage.external:
                 function.linkage = "linkonce_odr"
         self._shared_module = shared
-        for function in module.functions:
+        super()._optimize_final_module()
+
+    def _finalize_final_module(self) -> None:
+        for function in self._final_module.functions:
             if not function.is_declaration and function.linkage == Linkage.linkonce_odr:
                 function.linkage = "internal"
         super()._finalize_final_module()
 
 
 class CalleeLibrary(JITCodeLibrary):  # type: ignore[misc]
-    """Optimised code of a kernel that only other kernels call: it is linked into them, and never executed itself."""
+    """Code of a kernel that only other kernels call: it is linked into them, optimised there, and never executed."""
+
+    def _optimize_final_module(self) -> None:
+        """Do nothing: LLVM optimises every copy in the kernel that it is linked into, once it knows its arguments."""
 
     def _finalize_final_module(self) -> None:
         self._finalize_dynamic_globals()

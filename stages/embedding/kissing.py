@@ -6,13 +6,17 @@ and Goldberg, 2014). A token's row is its own share and that of the twelve, ``M 
 share gradients too.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse
 
 from threadloom.kernels import Floats
 from threadloom.stages.embedding.sparse import SparseEmbedding, SparseMatrix
 from threadloom.stages.embedding.vocabulary import VocabularyFacts
+
+if TYPE_CHECKING:
+    from scipy import sparse
 
 NEIGHBOURS = 12
 """Number of spheres that touch one in three dimensions."""
@@ -57,6 +61,8 @@ def nearest(facts: VocabularyFacts) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 def normalised_ppmi(facts: VocabularyFacts) -> "sparse.csr_matrix":
     """Return the PPMI with rows of unit length, but those of zeros."""
+    from scipy import sparse
+
     matrix = ppmi(facts)
     lengths = np.sqrt(np.asarray(matrix.multiply(matrix).sum(axis=1)).ravel())
     rows = np.repeat(np.arange(facts.size), np.diff(matrix.indptr))
@@ -65,6 +71,8 @@ def normalised_ppmi(facts: VocabularyFacts) -> "sparse.csr_matrix":
 
 def ppmi(facts: VocabularyFacts) -> "sparse.csr_matrix":
     """Return the PPMI (V, V) of a token and the one after it, ``max(ln p(a, b) / (p(a) p(b)), 0)``."""
+    from scipy import sparse  # takes a tenth of the start of every run to load
+
     rows, columns, counts = facts.pairs()
     total = max(counts.sum(), 1)
     before = np.bincount(rows, weights=counts, minlength=facts.size)

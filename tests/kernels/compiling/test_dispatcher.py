@@ -1,5 +1,6 @@
 """Kernels that are compiled as callees of others."""
 
+import gc
 import importlib.util
 import subprocess
 import sys
@@ -99,6 +100,41 @@ def test_callees_have_no_machine_code_and_no_cache_entry(kernels: Any, tmp_path:
         False,
     ]
     assert [path.name.partition("-")[0] for path in tmp_path.rglob("*.nbc")] == ["sums.outer"]
+
+
+def test_only_an_entry_has_a_wrapper_for_callers_in_c(kernels: Any) -> None:
+    kernels.outer(X)
+    kernels.inner.enable_entry()
+    kernels.inner(X)
+    for kernel, has_wrapper in ((kernels.outer, False), (kernels.inner, True)):
+        (compiled,) = kernel.overloads.values()
+        assert (compiled.fndesc.llvm_cfunc_wrapper_name in compiled.library.get_llvm_str()) is has_wrapper
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_garbage_collector_pauses_while_a_kernel_is_compiled(kernels: Any, enabled: bool) -> None:
+    seen: list[bool] = []
+
+    class Recorder(event.Listener):  # type: ignore[misc]
+        def on_start(self, event: Any) -> None:
+            seen.append(gc.isenabled())
+
+        def on_end(self, event: Any) -> None:
+            """Nothing to do."""
+
+    was_enabled = gc.isenabled()
+    (gc.enable if enabled else gc.disable)()
+    try:
+        with event.install_listener("numba:compile", Recorder()):
+            kernels.outer(X)
+            with pytest.raises(numba.TypingError):
+                kernels.outer("no array")
+        after = gc.isenabled()
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
+    assert after is enabled, "as it was, also after an error"
+    assert len(seen) >= 3
+    assert not any(seen)
 
 
 def test_python_may_call_a_callee_later(kernels: Any, compilations: list[str]) -> None:
