@@ -312,10 +312,12 @@ def llama_activations(record: LlamaRecord) -> Tensors:
     return named
 
 
-def attention_tensors(d_out: Array, qkv: Array, heads: int, kv_heads: int | None = None) -> Tensors:
+def attention_tensors(
+    d_out: Array, qkv: Array, heads: int, kv_heads: int | None = None, mask: Array | None = None
+) -> Tensors:
     """Return the results of attention: "out", "lse", "d_q", "d_k" and "d_v"."""
-    out, lse = reference.attention_forward(qkv, heads, kv_heads)
-    gradient = stored(reference.attention_backward(d_out, qkv, heads, kv_heads))
+    out, lse = reference.attention_forward(qkv, heads, kv_heads, mask)
+    gradient = stored(reference.attention_backward(d_out, qkv, heads, kv_heads, mask))
     q_width = d_out.shape[-1]
     kv_width = (qkv.shape[-1] - q_width) // 2
     parts = np.split(gradient, [q_width, q_width + kv_width], axis=-1)

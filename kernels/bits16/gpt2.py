@@ -60,6 +60,7 @@ from threadloom.kernels.common import (
     LoraSite,
     ResidualSite,
     Weights,
+    attention_dropout,
     last_head_part,
     mark_part_done,
     mlp_part,
@@ -123,7 +124,8 @@ def blocks_forward(weights: Weights16, acts: Activations16, sequences: int, cons
         layernorm_forward(a.x, ln1, bias, NormalizedRows(a.normed1[k], a.rstd1[k]), a.h)
         given = lora_input(lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
         adapted_forward(a.h, _qkv_layer(p, n), given, a.qkv_xa[k], w.qkv_bias[n], a.qkv[k], a.thread)
-        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts)
+        dropout = attention_dropout(constants.dropout, a.dropout_key, n, constants.heads)
+        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts, dropout)
         attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.thread.attention)
         given = lora_input(lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
         attn_proj = ResidualLayer(_attn_proj_layer(p, n), w.attn_proj_bias[n], given, a.attn_proj_xa[k], of_attention)
@@ -256,7 +258,8 @@ def _attention_backward(
     of_proj = LoraBackward(d_adapter, a.attn_proj_xa[n], s.d_xa, s.xa_t, s.d_dropped, lora.attn_proj, given)
     adapted_backward_input(s.dx16, _attn_proj_layer(p, n), of_proj, s.d_attn, s.thread)
     lora_backward_weight(a.attn[n], s.dx16, of_proj, accumulate, s.thread)
-    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts)
+    of_heads = attention_dropout(constants.dropout, a.dropout_key, n, constants.heads)
+    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts, of_heads)
     attention_backward(
         s.d_attn, attention, sequences, HeadCounts(constants.heads, constants.heads), s.d_qkv, s.thread.attention
     )

@@ -55,6 +55,7 @@ from threadloom.kernels.common import (
     LoraAdapter,
     LoraSite,
     ResidualSite,
+    attention_dropout,
     last_head_part,
     mark_part_done,
     mlp_part,
@@ -125,7 +126,8 @@ def blocks_forward(
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
         adapted_forward(a.h, _qkv_layer(p, n), given, a.qkv_xa[k], w.qkv_bias[n], a.qkv[k], a.thread)
         prepare_heads_forward(a.qkv[k], a.qk_raw[k], w, c, n, sequences, a.starts)
-        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts)
+        dropout = attention_dropout(c.dropout, a.dropout_key, n, c.heads.query)
+        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts, dropout)
         attention_forward(attention, sequences, c.heads, a.thread.attention)
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.ATTN_PROJ, a.dropped)
         attn_proj = ResidualLayer(_attn_proj_layer(p, n), w.attn_proj_bias[n], given, a.attn_proj_xa[k], of_attention)
@@ -244,7 +246,8 @@ def _attention_backward(
     of_proj = LoraBackward(d_adapter, a.attn_proj_xa[n], s.d_xa, s.xa_t, s.d_dropped, c.lora.attn_proj, given)
     adapted_backward_input(s.dx16, _attn_proj_layer(p, n), of_proj, s.d_attn, s.thread)
     lora_backward_weight(a.attn[n], s.dx16, of_proj, accumulate, s.thread)
-    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts)
+    of_heads = attention_dropout(c.dropout, a.dropout_key, n, c.heads.query)
+    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts, of_heads)
     attention_backward(s.d_attn, attention, sequences, c.heads, s.d_qkv, s.thread.attention)
     prepare_heads_backward(s.d_qkv, a.qk_raw[n], w, g, c, n, sequences, a.starts, accumulate)
     linear_backward_bias(s.d_qkv, g.qkv_bias[n], accumulate)

@@ -48,12 +48,17 @@ from threadloom.kernels.common.documents import (
 )
 from threadloom.kernels.common.dropout import (
     EMBEDDING_DROPOUT as EMBEDDING_DROPOUT,
+    ElementNumbers as ElementNumbers,
     ResidualSite as ResidualSite,
+    attention_dropout as attention_dropout,
     dropout_backward as dropout_backward,
     dropout_forward as dropout_forward,
     dropout_of as dropout_of,
     dropout_residual as dropout_residual,
+    dropout_tile as dropout_tile,
     drops as drops,
+    head_dropout as head_dropout,
+    kept_factor as kept_factor,
     residual_dropout as residual_dropout,
 )
 from threadloom.kernels.common.embedding import (

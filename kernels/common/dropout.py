@@ -1,8 +1,11 @@
-"""Dropout (Srivastava et al., 2014) in every number format: of embeddings, of a block's outputs, of adapters' inputs.
+"""Dropout (Srivastava et al., 2014) in every number format: of embeddings, in the blocks, of the inputs of adapters.
 
 The mask is a function of counters: the key of the micro-batch, the array, and the number of the element. So the
 backward pass computes it again, and it depends neither on threads nor on the order of the micro-batches. The generator
 is two rounds of the finaliser of MurmurHash3 (Appleby, 2011), each between additions of 32 bits of the key.
+
+The probabilities of attention of a query head are an array (R, T): column t is the key of token t of the row's
+sequence. Only the tiles that attention computes of it exist.
 """
 
 from enum import IntEnum
@@ -12,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels.common.tensors import Dropout, DropoutRates, LoraConstants, LoraSite
-from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel, jit_strict_inline
 from threadloom.kernels.simd import FloatRow, load_element, store_element
 
 _LOW = np.uint64(0xFFFFFFFF)
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio
 
+_ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 _SITES = len(LoraSite)
 _RESIDUAL = 1 << 29  # number of the first output of a block; those of the inputs of adapters are smaller
+_ATTENTION = 1 << 30  # number of the probabilities of the first query head
 EMBEDDING_DROPOUT = 1 << 31
 """Number of the input embeddings among the arrays whose elements are dropped."""
 
@@ -41,6 +46,18 @@ def dropout_of(constants: LoraConstants, key: NDArray[np.uint64], layer: int, si
 def residual_dropout(rates: DropoutRates, key: NDArray[np.uint64], layer: int, site: ResidualSite) -> Dropout:
     """Return the dropout of an output of a layer, for a micro-batch with a key (1,)."""
     return Dropout(rates.residual, key, _RESIDUAL + 2 * layer + site)
+
+
+@jit_inline_body
+def attention_dropout(rates: DropoutRates, key: NDArray[np.uint64], layer: int, heads: int) -> Dropout:
+    """Return the dropout of the probabilities of the first of a layer's query heads; see `head_dropout`."""
+    return Dropout(rates.attention, key, _ATTENTION + heads * layer)
+
+
+@jit_inline_body
+def head_dropout(dropout: Dropout, head: int) -> Dropout:
+    """Return the dropout of the probabilities of a query head, given that of the layer's first one."""
+    return Dropout(dropout.probability, dropout.key, dropout.matrix + head)
 
 
 @jit_inline_body
@@ -103,7 +120,7 @@ def _mask_of(dropout: Dropout) -> _Mask:
 @jit_inline_body
 def _masked(value: np.float32, number: int, mask: _Mask) -> np.float32:
     """Return element `number`, dropped or scaled."""
-    return value * mask.factor if _random(number, mask.low, mask.high) >= mask.threshold else np.float32(0.0)
+    return value * mask.factor if _random(number, mask.low, mask.high) >= mask.threshold else _ZERO
 
 
 @jit_kernel
@@ -139,3 +156,35 @@ def dropout_residual(y: FloatRow, dropout: Dropout, residual: Floats, out: Float
         source, base, target = y[r], residual[r], out[r]
         for j in range(width):
             target[j] = base[j] + _masked(load_element(source, j), r * width + j, mask)
+
+
+class ElementNumbers(NamedTuple):
+    """Numbers of the elements of a tile: ``first + row * i + column * j`` is that of element (i, j)."""
+
+    first: int
+    row: int
+    column: int
+
+
+@jit_strict_inline
+def kept_factor(dropout: Dropout) -> np.float32:
+    """Return the factor of the elements that are not dropped."""
+    return np.float32(1.0 / (1.0 - dropout.probability)) if drops(dropout) else _ONE
+
+
+@jit_kernel
+def dropout_tile(
+    tile: FloatRow, dropout: Dropout, numbers: ElementNumbers, rows: int, columns: int, factor: np.float32
+) -> None:
+    """Drop elements of the first rows and columns of a tile, and multiply the others by `factor`.
+
+    If nothing is dropped, nothing is done.
+    """
+    if not drops(dropout):
+        return
+    mask = _mask_of(dropout)
+    for i in range(rows):
+        row, first = tile[i], numbers.first + numbers.row * i
+        for j in range(columns):
+            random = _random(first + numbers.column * j, mask.low, mask.high)
+            store_element(row, j, load_element(row, j) * factor if random >= mask.threshold else _ZERO)

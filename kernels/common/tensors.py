@@ -162,10 +162,11 @@ NO_DROPOUT = Dropout(0.0, np.zeros(1, np.uint64), 0)
 class DropoutRates(NamedTuple):
     """Probabilities of dropout in the blocks of a model."""
 
-    residual: float  # of the outputs of attention and MLP, before they are added to the residual stream
+    residual: float = 0.0  # of the outputs of attention and MLP, before they are added to the residual stream
+    attention: float = 0.0  # of the probabilities of attention
 
 
-NO_RATES = DropoutRates(0.0)
+NO_RATES = DropoutRates()
 """The blocks drop nothing."""
 
 
@@ -208,6 +209,7 @@ class AttentionActivations(NamedTuple):
     out: NDArray[Any]  # (R, H D) the heads' outputs
     lse: Floats  # (B, H, T) log-sum-exp of each row of scores
     starts: DocumentStarts = NO_BORDERS  # (R,) or (0,) as in `kernels.common.documents`
+    dropout: Dropout = NO_DROPOUT  # of the probabilities of the first query head (`kernels.common.dropout`)
 
 
 ATTENTION_TILE = 64

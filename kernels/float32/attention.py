@@ -18,8 +18,12 @@ import numpy as np
 from threadloom.kernels.common import (
     ATTENTION_TILE,
     AttentionActivations,
+    ElementNumbers,
     HeadCounts,
     document_end,
+    dropout_tile,
+    head_dropout,
+    kept_factor,
     softmax_backward_row,
     softmax_rows,
 )
@@ -49,6 +53,7 @@ def attention_forward(acts: AttentionActivations, sequences: int, heads: HeadCou
         for head in range(heads.query):
             q0, k0 = head * size, (heads.query + head // group) * size
             v0 = k0 + heads.key_value * size
+            dropout = head_dropout(acts.dropout, head)
             for first in range(0, length, ATTENTION_TILE):
                 keys = min(first + ATTENTION_TILE, length)
                 queries = keys - first
@@ -56,6 +61,8 @@ def attention_forward(acts: AttentionActivations, sequences: int, heads: HeadCou
                 q = qkv[begin + first : begin + keys, q0 : q0 + size]
                 gemm(q, qkv[begin : begin + keys, k0 : k0 + size], tile, Op.N, Op.T, scale, 0.0)
                 softmax_rows(scores, lse[b, head, past + first : past + keys], queries, keys)
+                numbers = ElementNumbers((begin + first) * whole + past, whole, 1)
+                dropout_tile(scores, dropout, numbers, queries, keys, kept_factor(dropout))
                 target = out[begin + first : begin + keys, q0 : q0 + size]
                 gemm(tile, qkv[begin : begin + keys, v0 : v0 + size], target, Op.N, Op.N, 1.0, 0.0)
         begin += length
@@ -103,6 +110,7 @@ def attention_backward(
             q0, k0 = head * size, (heads.query + head // group) * size
             v0 = k0 + heads.key_value * size
             beta = 0.0 if head % group == 0 else 1.0
+            dropout = head_dropout(acts.dropout, head)
             for number in range(tiles):
                 first = (tiles - 1 - number) * ATTENTION_TILE
                 keys = min(first + ATTENTION_TILE, length)
@@ -114,7 +122,10 @@ def attention_backward(
                 rows = lse[b, head, past + first : past + keys]
                 gemm(q, k, p, Op.N, Op.T, scale, 0.0)
                 gemm(d_o, qkv[begin:bottom, v0 : v0 + size], ds, Op.N, Op.T, 1.0, 0.0)
+                numbers = ElementNumbers(top * whole + past, whole, 1)
+                dropout_tile(scores[1], dropout, numbers, queries, keys, kept_factor(dropout))
                 _softmax_backward(scores, out[top:bottom], d_out[top:bottom], rows, q0, size, keys)
+                dropout_tile(scores[0], dropout, numbers, queries, keys, kept_factor(dropout))
                 gemm(p, d_o, d_qkv[begin:bottom, v0 : v0 + size], Op.T, Op.N, 1.0, beta)
                 gemm(ds, k, d_qkv[top:bottom, q0 : q0 + size], Op.N, Op.N, scale, 0.0)
                 gemm(ds, q, d_qkv[begin:bottom, k0 : k0 + size], Op.T, Op.N, scale, beta)

@@ -17,6 +17,7 @@ from threadloom.kernels.common import (
     LoraSite,
     ResidualSite,
     Weights,
+    attention_dropout,
     dropout_residual,
     last_head_part,
     mark_part_done,
@@ -68,7 +69,8 @@ def blocks_forward(weights: Weights, acts: Activations, sequences: int, constant
         linear_forward(a.h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[k])
         given = lora_input(lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
         lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), given, a.qkv_xa[k], a.qkv[k])
-        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts)
+        dropout = attention_dropout(constants.dropout, a.dropout_key, n, constants.heads)
+        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts, dropout)
         attention_forward(attention, sequences, HeadCounts(constants.heads, constants.heads), a.scores)
         dropout = residual_dropout(constants.dropout, a.dropout_key, n, ResidualSite.ATTENTION)
         branch = residual_branch(dropout, x, a.h, x_mid)
@@ -208,7 +210,8 @@ def _attention_backward(
     linear_backward_input(d_out, w.attn_proj_weight[n], s.d_attn)
     lora_backward_input(d_out, of_proj, s.d_attn)
     lora_backward_weight(a.attn[n], d_out, of_proj, accumulate)
-    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts)
+    of_heads = attention_dropout(constants.dropout, a.dropout_key, n, constants.heads)
+    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts, of_heads)
     attention_backward(s.d_attn, attention, sequences, HeadCounts(constants.heads, constants.heads), s.d_qkv, s.scores)
     statistics = RowStatistics(a.ln1_mean[n], a.ln1_rstd[n])
     of_qkv = LoraBackward(

@@ -17,6 +17,7 @@ from threadloom.kernels.common import (
     LoraAdapter,
     LoraSite,
     ResidualSite,
+    attention_dropout,
     dropout_residual,
     last_head_part,
     mark_part_done,
@@ -65,7 +66,8 @@ def blocks_forward(weights: LlamaWeights, acts: LlamaActivations, sequences: int
         given = lora_input(c.lora, a.dropout_key, n, LoraSite.QKV, a.dropped)
         lora_forward(a.h, LoraAdapter(w.qkv_a[n], w.qkv_b[n]), given, a.qkv_xa[k], a.qkv[k])
         prepare_heads_forward(a.qkv[k], a.qk_raw[k], w, c, n, sequences, a.starts)
-        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts)
+        dropout = attention_dropout(c.dropout, a.dropout_key, n, c.heads.query)
+        attention = AttentionActivations(a.qkv[k], a.attn[k], a.attn_lse[k], a.starts, dropout)
         attention_forward(attention, sequences, c.heads, a.scores)
         dropout = residual_dropout(c.dropout, a.dropout_key, n, ResidualSite.ATTENTION)
         branch = residual_branch(dropout, x, a.h, x_mid)
@@ -194,7 +196,8 @@ def _attention_backward(
     linear_backward_input(d_out, w.attn_proj_weight[n], s.d_attn)
     lora_backward_input(d_out, of_proj, s.d_attn)
     lora_backward_weight(a.attn[n], d_out, of_proj, accumulate)
-    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts)
+    of_heads = attention_dropout(c.dropout, a.dropout_key, n, c.heads.query)
+    attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts, of_heads)
     attention_backward(s.d_attn, attention, sequences, c.heads, s.d_qkv, s.scores)
     prepare_heads_backward(s.d_qkv, a.qk_raw[n], w, g, c, n, sequences, a.starts, accumulate)
     of_qkv = LoraBackward(

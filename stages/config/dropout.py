@@ -15,10 +15,13 @@ class DropoutConfig(Section, frozen=True, kw_only=True):
     residual: float = 0.0
     """Of the outputs of attention and MLP, before they are added to the residual stream."""
 
+    attention: float = 0.0
+    """Of the probabilities of attention."""
+
     @property
     def drops(self) -> bool:
         """True if there is dropout."""
-        return self.embedding > 0 or self.residual > 0
+        return max(self.embedding, self.residual, self.attention) > 0
 
 
 NO_DROPOUT = DropoutConfig()

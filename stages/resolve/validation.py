@@ -96,6 +96,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "schedule.cooldown_share": (0, 1),
     "dropout.embedding": (0, 0.99),
     "dropout.residual": (0, 0.99),
+    "dropout.attention": (0, 0.99),
     "loss.label_smoothing": (0, 1),
     "loss.z_loss": (0, 1e3),
     "loss_scale.initial": (2.0**-24, 2.0**40),

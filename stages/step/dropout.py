@@ -10,7 +10,7 @@ from threadloom.stages.memory import MicroBatchSlot
 
 def block_rates(config: DropoutConfig) -> DropoutRates:
     """Return the probabilities of dropout in the blocks."""
-    return DropoutRates(config.residual)
+    return DropoutRates(config.residual, config.attention)
 
 
 class EmbeddingDropout:

@@ -1,25 +1,45 @@
-"""Attention and positions within borders of documents: each as if it were a sequence of its own, bit for bit."""
+"""Attention and positions within borders of documents: each as if it were a sequence of its own, bit for bit.
 
+Dropout of the probabilities is that of the sequence: it follows from the places of query and key in it.
+"""
+
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import DTypeLike, NDArray
 
+from tests.error_bounds import IN_BF16, IN_FLOAT32, IN_FP16, attention_tensors, with_bounds
+from tests.kernels.bits16.formats import BF16, FP16, FP32, Format
 from tests.kernels.bits16.support import on_path, paths_here
+from tests.kernels.comparison import assert_close
+from tests.kernels.support import DROPOUT_KEY
+from tests.reference import dropout as masks_of_dropout
 from threadloom.kernels.bits16 import attention as attention16
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch, attention_scratch_shapes
-from threadloom.kernels.common import embedding_backward, rotary_backward, rotary_forward
+from threadloom.kernels.common import attention_dropout, embedding_backward, rotary_backward, rotary_forward
 from threadloom.kernels.common.documents import DocumentStarts, document_end, position_of
-from threadloom.kernels.common.tensors import ATTENTION_TILE, AttentionActivations, HeadCounts
+from threadloom.kernels.common.tensors import (
+    ATTENTION_TILE,
+    NO_DROPOUT,
+    AttentionActivations,
+    Dropout,
+    DropoutRates,
+    HeadCounts,
+)
 from threadloom.kernels.float32.attention import attention_backward, attention_forward
 from threadloom.kernels.float32.embedding import embedding_forward
 from threadloom.kernels.simd.bfloat16 import round_to_bf16
 from threadloom.kernels.simd.features import DotPath
 
+pytestmark = pytest.mark.timeout(600)  # most of it to compile, on a machine that was never here before
+
 TOKENS = 150
 LENGTHS = ((1, 70, 2, 33, 44), (97, 53), (150,))
 """Lengths of the documents of each sequence: shorter and longer than tiles, after longer and shorter ones."""
+
+STORAGES = {FP32: IN_FLOAT32, BF16: IN_BF16, FP16: IN_FP16}
 
 Array = NDArray[Any]
 
@@ -50,13 +70,19 @@ def test_ends_and_positions() -> None:
 
 
 def attend(
-    qkv: Array, d_out: Array, sequences: int, heads: HeadCounts, starts: DocumentStarts, garbage: float
+    qkv: Array,
+    d_out: Array,
+    sequences: int,
+    heads: HeadCounts,
+    starts: DocumentStarts,
+    garbage: float,
+    dropout: Dropout = NO_DROPOUT,
 ) -> tuple[Array, Array, Array]:
     """Return output, log-sum-exp (H, R) and gradient of `qkv`; scratch is filled with `garbage` before each pass."""
     rows, channels = d_out.shape
     tokens, size = rows // sequences, channels // heads.query
     out, d_qkv = np.empty_like(d_out), np.empty_like(qkv)
-    acts = AttentionActivations(qkv, out, np.empty((sequences, heads.query, tokens), np.float32), starts)
+    acts = AttentionActivations(qkv, out, np.empty((sequences, heads.query, tokens), np.float32), starts, dropout)
     if qkv.dtype == np.float32:
         scores = np.full((2, ATTENTION_TILE, TOKENS), garbage, np.float32)
         attention_forward(acts, sequences, heads, scores[0])
@@ -111,6 +137,45 @@ def test_documents_are_sequences_in_bfloat16(path: DotPath, heads: HeadCounts, s
 
 def test_documents_are_sequences_in_float16() -> None:
     check_documents_are_sequences(np.int16, HeadCounts(4, 2), 16)
+
+
+def check_dropout(fmt: Format, heads: HeadCounts, size: int) -> None:
+    """Compare each document with the reference, with its part of the masks of the sequences."""
+    rng, rate, rows = np.random.default_rng(size), 0.3, len(LENGTHS) * TOKENS
+    qkv = fmt.random(rng, rows, (heads.query + 2 * heads.key_value) * size)
+    d_out = fmt.random(rng, rows, heads.query * size)
+    layer, shape = 2, (len(LENGTHS), heads.query, TOKENS)
+    masks = masks_of_dropout.attention_masks(rate, DROPOUT_KEY, layer + 1, shape)[layer]
+    key = np.full(1, DROPOUT_KEY, np.uint64)
+    dropout = attention_dropout(DropoutRates(attention=rate), key, layer, heads.query)
+    out, lse, d_qkv = attend(qkv, d_out, len(LENGTHS), heads, starts_of(LENGTHS), 0.0, dropout)
+    for document in documents_of(LENGTHS):
+        b, tokens = document.start // TOKENS, slice(document.start % TOKENS, (document.stop - 1) % TOKENS + 1)
+        given = fmt.numbers(d_out[document])[None], fmt.numbers(qkv[document])[None], *heads
+        compute = partial(attention_tensors, *given, masks[b : b + 1, :, tokens, tokens])
+        expected, bounds = with_bounds(compute, STORAGES[fmt])
+        assert_close(fmt.numbers(out[document]), expected["out"], bounds["out"], "out")
+        assert_close(lse[:, document], expected["lse"], bounds["lse"], "lse")
+        widths = [heads.query * size, (heads.query + heads.key_value) * size]
+        for part, name in zip(
+            np.split(fmt.numbers(d_qkv[document]), widths, axis=1), ("d_q", "d_k", "d_v"), strict=True
+        ):
+            assert_close(part, expected[name], bounds[name], name)
+
+
+def test_dropout_in_float32() -> None:
+    check_dropout(FP32, HeadCounts(4, 2), 7)
+
+
+@pytest.mark.parametrize("path", paths_here())
+@pytest.mark.parametrize(("heads", "size"), [(HeadCounts(2, 2), 48), (HeadCounts(4, 2), 5)])
+def test_dropout_in_bfloat16(path: DotPath, heads: HeadCounts, size: int) -> None:
+    with on_path(path):
+        check_dropout(BF16, heads, size)
+
+
+def test_dropout_in_float16() -> None:
+    check_dropout(FP16, HeadCounts(4, 2), 16)
 
 
 def test_positions_begin_in_each_document() -> None:

@@ -25,11 +25,13 @@ from threadloom.kernels.compiling.jit import JIT_ENABLED
 compiled = pytest.mark.skipif(not JIT_ENABLED, reason="the sizes are for compiled code; the last test runs without")
 pytestmark = pytest.mark.timeout(600)  # most of it to compile, on a machine that was never here before
 
-RATES = DropoutRates(residual=0.25)
-GPT2 = {"odd": MODEL_SIZES["odd"], "adapters": LORA_SIZES["all linear"]}
+RATES = DropoutRates(residual=0.25, attention=0.2)
+LONG = "more than a tile of queries"
+GPT2 = {"odd": MODEL_SIZES["odd"], LONG: MODEL_SIZES[LONG], "adapters": LORA_SIZES["all linear"]}
 LLAMA = {
     "grouped heads": CASES["grouped heads"],
     "all biases, tied": CASES["all biases, tied"],
+    LONG: CASES[LONG],
     "adapters": LORA_CASES["all linear"],
 }
 EVERY = pytest.mark.parametrize("fmt", [None, *FORMATS], ids=lambda fmt: fmt.name if fmt else "float32")
@@ -50,9 +52,13 @@ class Expected(NamedTuple):
     bounds: dict[str, float]
 
 
-def masks(rates: DropoutRates, layers: int, shape: tuple[int, int, int]) -> Tensors:
+def masks(rates: DropoutRates, layers: int, heads: int, shape: tuple[int, int, int]) -> Tensors:
     """Return the masks of a model with outputs of a shape (B, T, C), as tensors of the reference."""
-    return {"residual_mask": dropout.residual_masks(rates.residual, DROPOUT_KEY, layers, shape)}
+    of_heads = shape[0], heads, shape[1]
+    return {
+        "residual_mask": dropout.residual_masks(rates.residual, DROPOUT_KEY, layers, shape),
+        "attention_mask": dropout.attention_masks(rates.attention, DROPOUT_KEY, layers, of_heads),
+    }
 
 
 def scaled(fmt: Format | None) -> float:
@@ -69,7 +75,7 @@ def gpt2(sizes: Sizes, fmt: Format | None) -> tuple[Expected, Build]:
     rng, s = np.random.default_rng(11), sizes
     tensors = random_tensors(s, rng)
     read = (fmt.packed_weights(tensors) if fmt else tensors) | masks(
-        s.rates, s.layers, (s.sequences, s.tokens, s.channels)
+        s.rates, s.layers, s.heads, (s.sequences, s.tokens, s.channels)
     )
     ids, targets, scale = s.ids(rng), s.targets(rng), 1.0 / s.rows
     record = reference.forward(read, ids, s.heads, s.lora)
@@ -88,7 +94,7 @@ def llama(case: LlamaCase, fmt: Format | None) -> tuple[Expected, Build]:
     rng, s = np.random.default_rng(12), case.sizes
     tensors = llama_tensors(case, rng)
     read = (fmt.packed_weights(tensors) if fmt else tensors) | masks(
-        case.rates, s.layers, (case.sequences, case.tokens, s.channels)
+        case.rates, s.layers, s.heads, (case.sequences, case.tokens, s.channels)
     )
     batch = batch_of(case, read, rng, storage(fmt))
 

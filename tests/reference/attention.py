@@ -9,17 +9,24 @@ import math
 import numpy as np
 
 from tests.reference.tensors import Array
-from tests.rounding_marks import computed, constant, product, stored, summed
+from tests.rounding_marks import computed, constant, multiple, product, stored, summed
 
 
-def attention_heads(q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
-    """Return outputs (..., T, D), probabilities (..., T, T) and log-sum-exp (..., T) of causal heads (..., T, D)."""
+def attention_heads(q: Array, k: Array, v: Array, mask: Array | None = None) -> tuple[Array, Array, Array]:
+    """Return outputs (..., T, D), probabilities (..., T, T) and log-sum-exp (..., T) of causal heads (..., T, D).
+
+    The values are weighted with the probabilities times the `mask` of dropout (..., T, T).
+    """
     tokens, size = q.shape[-2:]
     scores = product(q, k.swapaxes(-1, -2)) * constant(1.0 / math.sqrt(size))
     scores[..., np.triu(np.ones((tokens, tokens), bool), 1)] = -np.inf  # a token sees itself and those before it
     probabilities, lse = softmax(scores)
     probabilities = stored(probabilities)
-    return product(probabilities, v), probabilities, lse
+    return product(_dropped(probabilities, mask), v), probabilities, lse
+
+
+def _dropped(x: Array, mask: Array | None) -> Array:
+    return x if mask is None else multiple(mask, x)
 
 
 def softmax(x: Array) -> tuple[Array, Array]:
@@ -38,23 +45,28 @@ def softmax(x: Array) -> tuple[Array, Array]:
     )
 
 
-def attention_forward(qkv: Array, heads: int, kv_heads: int | None = None) -> tuple[Array, Array]:
+def attention_forward(
+    qkv: Array, heads: int, kv_heads: int | None = None, mask: Array | None = None
+) -> tuple[Array, Array]:
     """Turn queries, keys and values (B, T, (H + 2K) D) into outputs (B, T, H D) and log-sum-exp (B, H, T)."""
     q, k, v = qkv_heads(qkv, heads, kv_heads or heads)
-    out, _, lse = attention_heads(q, _for_queries(k, heads), _for_queries(v, heads))
+    out, _, lse = attention_heads(q, _for_queries(k, heads), _for_queries(v, heads), mask)
     return join_heads(out), lse
 
 
-def attention_backward(d_out: Array, qkv: Array, heads: int, kv_heads: int | None = None) -> Array:
+def attention_backward(
+    d_out: Array, qkv: Array, heads: int, kv_heads: int | None = None, mask: Array | None = None
+) -> Array:
     """Return the gradient of qkv."""
     kv_heads = kv_heads or heads
     q, k, v = qkv_heads(qkv, heads, kv_heads)
     k, v = _for_queries(k, heads), _for_queries(v, heads)
     d = split_heads(d_out, heads)
-    out, probabilities, _ = attention_heads(q, k, v)
-    d_scores = softmax_backward(product(d, v.swapaxes(-1, -2)), probabilities, d, stored(out))
+    out, probabilities, _ = attention_heads(q, k, v, mask)
+    d_probabilities = _dropped(product(d, v.swapaxes(-1, -2)), mask)
+    d_scores = softmax_backward(d_probabilities, probabilities, d, stored(out))
     d_scores = stored(d_scores * constant(1.0 / math.sqrt(q.shape[-1])))
-    d_k, d_v = _over_queries(d_scores, q, kv_heads), _over_queries(probabilities, d, kv_heads)
+    d_k, d_v = _over_queries(d_scores, q, kv_heads), _over_queries(_dropped(probabilities, mask), d, kv_heads)
     return join_heads(np.concatenate([product(d_scores, k), d_k, d_v], axis=1))
 
 

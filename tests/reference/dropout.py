@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from tests.reference.tensors import Array, Tensors
 from tests.rounding_marks import multiple, stored, total
 
-EMBEDDING, RESIDUAL = 2**31, 2**29
-"""Numbers of the input embeddings, and of the first output of a block, among the arrays that are dropped."""
+EMBEDDING, ATTENTION, RESIDUAL = 2**31, 2**30, 2**29
+"""Numbers of arrays: the input embeddings, the probabilities of the first head, the first output of a block."""
 
 Words = NDArray[np.uint32]
 
@@ -36,6 +36,14 @@ def residual_masks(probability: float, key: int, layers: int, shape: tuple[int, 
     numbers = np.arange(np.prod(shape)).reshape(shape)
     outputs = [mask(probability, key, RESIDUAL + output, numbers) for output in range(2 * layers)]
     return np.stack(outputs).reshape(layers, 2, *shape)
+
+
+def attention_masks(probability: float, key: int, layers: int, shape: tuple[int, int, int]) -> Array:
+    """Return the masks of the probabilities of attention, (L, B, H, T, T), for a shape (B, H, T)."""
+    sequences, heads, tokens = shape
+    numbers = np.arange(sequences * tokens * tokens).reshape(sequences, tokens, tokens)
+    of_heads = [mask(probability, key, ATTENTION + head, numbers) for head in range(layers * heads)]
+    return np.stack(of_heads).reshape(layers, heads, *numbers.shape).swapaxes(1, 2)
 
 
 def residual_forward(w: Tensors, site: int, x: Array, y: Array) -> Array:

@@ -65,7 +65,7 @@ def block_forward(w: Tensors, x: Array, heads: int, lora: LoraSizes | None = Non
     """One block, with the tensors of its layer."""
     ln1 = stored(layernorm_forward(x, w["ln1_weight"], w["ln1_bias"]))
     qkv = stored(adapted_forward(w, "qkv", ln1, lora))
-    attn, lse = attention_forward(qkv, heads)
+    attn, lse = attention_forward(qkv, heads, mask=w.get("attention_mask"))
     attn = stored(attn)
     x_mid = residual_forward(w, 0, x, adapted_forward(w, "attn_proj", attn, lora))
     ln2 = stored(layernorm_forward(x_mid, w["ln2_weight"], w["ln2_bias"]))
@@ -85,7 +85,7 @@ def block_backward(
     d_through, g["ln2_weight"], g["ln2_bias"] = layernorm_backward(d_ln2, kept.x_mid, w["ln2_weight"])
     d_mid = total(d_out, d_through)
     d_attn, of_proj = adapted_backward(w, "attn_proj", residual_backward(w, 0, d_mid), kept.attn, lora)
-    d_qkv = stored(attention_backward(stored(d_attn), kept.qkv, heads))
+    d_qkv = stored(attention_backward(stored(d_attn), kept.qkv, heads, mask=w.get("attention_mask")))
     d_ln1, of_qkv = adapted_backward(w, "qkv", d_qkv, kept.ln1, lora)
     d_through, g["ln1_weight"], g["ln1_bias"] = layernorm_backward(d_ln1, kept.x, w["ln1_weight"])
     return total(d_mid, d_through), g | of_fc | of_proj | of_qkv

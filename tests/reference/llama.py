@@ -104,7 +104,7 @@ def block_forward(w: Tensors, x: Array, sizes: LlamaSizes, layer: int) -> tuple[
     norm1 = stored(rmsnorm_forward(x, w["norm1_weight"], sizes.epsilon))
     raw = stored(adapted_forward(w, "qkv", norm1, sizes.lora))
     qkv = positions_forward(w, raw, sizes, layer)
-    attn, lse = attention_forward(qkv, sizes.heads, sizes.kv_heads)
+    attn, lse = attention_forward(qkv, sizes.heads, sizes.kv_heads, w.get("attention_mask"))
     attn = stored(attn)
     x_mid = residual_forward(w, 0, x, adapted_forward(w, "attn_proj", attn, sizes.lora))
     norm2 = stored(rmsnorm_forward(x_mid, w["norm2_weight"], sizes.epsilon))
@@ -122,7 +122,8 @@ def block_backward(w: Tensors, kept: LlamaBlock, d_out: Array, sizes: LlamaSizes
     d_through, g["norm2_weight"] = rmsnorm_backward(d_norm2, kept.x_mid, w["norm2_weight"], sizes.epsilon)
     d_mid = total(d_out, d_through)
     d_attn, of_proj = adapted_backward(w, "attn_proj", residual_backward(w, 0, d_mid), kept.attn, sizes.lora)
-    d_qkv = stored(attention_backward(stored(d_attn), kept.qkv, sizes.heads, sizes.kv_heads))
+    heads = sizes.heads, sizes.kv_heads
+    d_qkv = stored(attention_backward(stored(d_attn), kept.qkv, *heads, w.get("attention_mask")))
     d_raw, of_norms = positions_backward(w, kept.raw, d_qkv, sizes, layer)
     d_norm1, of_qkv = adapted_backward(w, "qkv", d_raw, kept.norm1, sizes.lora)
     d_through, g["norm1_weight"] = rmsnorm_backward(d_norm1, kept.x, w["norm1_weight"], sizes.epsilon)

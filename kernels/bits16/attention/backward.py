@@ -37,7 +37,17 @@ from threadloom.kernels.bits16.attention.rows import dot_columns, prefetch_row
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
 from threadloom.kernels.bits16.attention.softmax import SoftmaxBackwardRows, softmax_backward_rows
 from threadloom.kernels.bits16.attention.tile import TILE_ROWS
-from threadloom.kernels.common import ATTENTION_TILE, AttentionActivations, HeadCounts, document_end
+from threadloom.kernels.common import (
+    ATTENTION_TILE,
+    AttentionActivations,
+    Dropout,
+    ElementNumbers,
+    HeadCounts,
+    document_end,
+    dropout_tile,
+    head_dropout,
+    kept_factor,
+)
 from threadloom.kernels.compiling import Floats, jit_strict_fp, jit_strict_inline
 from threadloom.kernels.matmul import (
     PANEL,
@@ -105,6 +115,15 @@ class _KeyTile(NamedTuple):
     size: int  # columns of a head
     adds: int  # 1 if earlier query heads of the group have gradients of these keys, to which this head adds; else 0
     completes: bool  # no query head of the group follows
+
+
+class _TileDropout(NamedTuple):
+    """Dropout of the probabilities of a tile of keys; a row is a key, a column a query."""
+
+    dropout: Dropout
+    numbers: ElementNumbers
+    probabilities: BF16Bits
+    d_probabilities: Floats
 
 
 @jit_strict_fp
@@ -215,8 +234,11 @@ def _transpose_out(b: _BackwardBuffers, factor: np.float32, shape: HeadShape, ou
 
 
 @jit_strict_fp
-def _key_tile(tile: _KeyTile, head: _HeadRefs, ahead: _HeadRefs, b: _BackwardBuffers, scale: np.float32) -> None:
+def _key_tile(
+    tile: _KeyTile, head: _HeadRefs, ahead: _HeadRefs, b: _BackwardBuffers, scale: np.float32, drop: _TileDropout
+) -> None:
     """Compute the gradients of a tile of keys and values, and the tile's part of the gradient of the queries."""
+    kept = kept_factor(drop.dropout)
     offset, stride, d_stride = tile.first * head.qkv.stride, head.qkv.stride, head.d_qkv.stride
     k, v = MatrixRef(head.qkv.k + offset, stride), MatrixRef(head.qkv.v + offset, stride)
     d_scores = MatrixRef(b.rows.d_scores, b.rows.probabilities.stride)
@@ -225,8 +247,10 @@ def _key_tile(tile: _KeyTile, head: _HeadRefs, ahead: _HeadRefs, b: _BackwardBuf
     for t in range(0, tile.queries, PANEL):
         _key_scores(tile, k, t, b.q_columns, b.rows.scores)
         _key_scores(tile, v, t, b.d_out_columns, MatrixRef(b.rows.d_probabilities, b.rows.scores.stride))
+    dropout_tile(drop.d_probabilities, drop.dropout, drop.numbers, tile.keys, tile.queries, kept)
     _d_scores(tile, head, ahead, b, np.float32(_LOG2_E / math.sqrt(tile.size)))
-    _key_gradient(tile, b.rows.probabilities, b.d_out_rows, _ONE, v_sums, MatrixRef(head.d_qkv.v, d_stride))
+    dropout_tile(drop.probabilities, drop.dropout, drop.numbers, tile.keys, tile.queries, _ONE)
+    _key_gradient(tile, b.rows.probabilities, b.d_out_rows, kept, v_sums, MatrixRef(head.d_qkv.v, d_stride))
     _key_gradient(tile, d_scores, b.q_rows, scale, k_sums, MatrixRef(head.d_qkv.k, d_stride))
     for t in range(0, tile.queries, PANEL):
         _query_gradient(tile, t, b)
@@ -314,7 +338,9 @@ def backward_bf16(
             for first in range(0, shape.length, ATTENTION_TILE):
                 queries = shape.length - first
                 tile = _KeyTile(path, first, min(ATTENTION_TILE, queries), queries, size, adds, completes)
-                _key_tile(tile, head, ahead, buffers, scale)
+                numbers = ElementNumbers((begin + first) * whole + past + first, 1, whole)
+                drop = _TileDropout(head_dropout(acts.dropout, h), numbers, scratch.p_bits, scratch.d_scores)
+                _key_tile(tile, head, ahead, buffers, scale, drop)
             _transpose_out(buffers, scale, shape, MatrixRef(head.d_qkv.q, head.d_qkv.stride))
         begin = end
     if path == DotPath.AMX:

@@ -26,7 +26,15 @@ from threadloom.kernels.bits16.attention.products import multiply, pack_pairs, r
 from threadloom.kernels.bits16.attention.rows import prefetch_row
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
 from threadloom.kernels.bits16.attention.softmax import ROW_GROUP, ExpRows, exp_rows
-from threadloom.kernels.common import AttentionActivations, HeadCounts, document_end
+from threadloom.kernels.common import (
+    AttentionActivations,
+    ElementNumbers,
+    HeadCounts,
+    document_end,
+    dropout_tile,
+    head_dropout,
+    kept_factor,
+)
 from threadloom.kernels.compiling import jit_strict_fp, jit_strict_inline
 from threadloom.kernels.matmul import (
     PANEL,
@@ -107,13 +115,15 @@ def _weighted_values(tile: _QueryTile, b: _ForwardBuffers) -> None:
 
 
 @jit_strict_inline
-def _normalise(tile: _QueryTile, out: MatrixRef, lse: int, b: _ForwardBuffers, scale: np.float32) -> None:
-    """Write the tile's rows of the output and, to the address `lse`, their log-sum-exp."""
+def _normalise(
+    tile: _QueryTile, out: MatrixRef, lse: int, b: _ForwardBuffers, scale: np.float32, kept: np.float32
+) -> None:
+    """Write the tile's rows of the output, times `kept`, and, to the address `lse`, their log-sum-exp."""
     for i in range(tile.queries):
         largest, total = load_float32(b.rows.largest, i), load_float32(b.rows.totals, i)
         store_float32(lse, tile.first + i, np.float32(largest * scale) + log32(total))
     for i in range(tile.queries):
-        share = _ONE / load_float32(b.rows.totals, i)
+        share = kept / load_float32(b.rows.totals, i)
         round_rows(shifted(b.result, i, 0), share, 1, tile.size, shifted(out, tile.first + i, 0))
 
 
@@ -147,12 +157,15 @@ def forward_bf16(acts: AttentionActivations, sequences: int, heads: HeadCounts, 
                 pack_bf16(qkv[begin : begin + shape.length, column : column + size], Op.T, k_columns)
                 pack_pairs(MatrixRef(source.v, source.stride), shape.length, size, buffers.v_rows)
             target, target_lse = head_of(out, shape, index), address_of(lse[begin // whole, h]) + 4 * (begin % whole)
+            dropout = head_dropout(acts.dropout, h)
             for first in range(0, shape.length, _QUERIES):
                 tile = _QueryTile(path, first, min(_QUERIES, shape.length - first), size)
                 _scores(tile, MatrixRef(source.q, source.stride), buffers)
                 _probabilities(tile, ahead, target, shape.length, buffers, factor)
+                numbers = ElementNumbers((begin + first) * whole + begin % whole, whole, 1)
+                dropout_tile(scratch.p_bits, dropout, numbers, tile.queries, first + tile.queries, _ONE)
                 _weighted_values(tile, buffers)
-                _normalise(tile, target, target_lse, buffers, scale)
+                _normalise(tile, target, target_lse, buffers, scale, kept_factor(dropout))
         begin += shape.length
     if path == DotPath.AMX:
         release_tiles()

@@ -12,8 +12,12 @@ from threadloom.kernels.bits16.attention.scratch import AttentionScratch
 from threadloom.kernels.common import (
     ATTENTION_TILE,
     AttentionActivations,
+    ElementNumbers,
     HeadCounts,
     document_end,
+    dropout_tile,
+    head_dropout,
+    kept_factor,
     softmax_backward_row,
     softmax_rows,
 )
@@ -92,12 +96,15 @@ def forward_fp16(acts: AttentionActivations, sequences: int, heads: HeadCounts, 
             if head % group == 0:
                 _upcast_head(qkv, begin, k0, length, k)
                 _upcast_head(qkv, begin, k0 + heads.key_value * size, length, v)
+            dropout = head_dropout(acts.dropout, head)
             for first in range(0, length, ATTENTION_TILE):
                 keys = min(first + ATTENTION_TILE, length)
                 queries = keys - first
                 tile, o = scratch.scores[:queries, :keys], scratch.result[:queries, :size]
                 gemm(q[first:keys], k[:keys], tile, Op.N, Op.T, scale, 0.0)
                 softmax_rows(scratch.scores, lse[b, head, past + first : past + keys], queries, keys)
+                numbers = ElementNumbers((begin + first) * whole + past, whole, 1)
+                dropout_tile(scratch.scores, dropout, numbers, queries, keys, kept_factor(dropout))
                 _round_tile(scratch.scores, buffer, queries, keys)
                 gemm(tile, v[:keys], o, Op.N, Op.N, 1.0, 0.0)
                 _round_head(scratch.result, queries, size, out, begin + first, q0)
@@ -137,6 +144,7 @@ def backward_fp16(
                 _upcast_head(qkv, begin, v0, length, v)
             _upcast_head(qkv, begin, q0, length, q)
             _upcast_head(d_out, begin, q0, length, d_o)
+            dropout = head_dropout(acts.dropout, head)
             for number in range(tiles):  # the last tile sees every key: it writes the sums that the others add to
                 first = (tiles - 1 - number) * ATTENTION_TILE
                 keys = min(first + ATTENTION_TILE, length)
@@ -146,7 +154,10 @@ def backward_fp16(
                 gemm(q[first:keys], k[:keys], p, Op.N, Op.T, scale, 0.0)
                 gemm(d_o[first:keys], v[:keys], ds, Op.N, Op.T, 1.0, 0.0)
                 rows = lse[b, head, past + first : past + keys]
+                numbers = ElementNumbers(top * whole + past, whole, 1)
+                dropout_tile(scratch.d_scores, dropout, numbers, queries, keys, kept_factor(dropout))
                 _softmax_backward(scratch, out[top:bottom], d_out[top:bottom], rows, q0, size, keys)
+                dropout_tile(scratch.scores, dropout, numbers, queries, keys, kept_factor(dropout))
                 _round_tile(scratch.scores, buffer, queries, keys)
                 _round_tile(scratch.d_scores, buffer, queries, keys)
                 gemm(p, d_o[first:keys], d_v[:keys], Op.T, Op.N, 1.0, beta)

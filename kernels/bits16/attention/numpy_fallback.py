@@ -7,7 +7,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
-from threadloom.kernels.common import AttentionActivations, DocumentStarts, HeadCounts
+from threadloom.kernels.common import (
+    AttentionActivations,
+    DocumentStarts,
+    ElementNumbers,
+    HeadCounts,
+    dropout_tile,
+    head_dropout,
+    kept_factor,
+)
 from threadloom.kernels.compiling import Floats
 from threadloom.kernels.simd import Bits16, round_to_bf16, upcast_bf16
 
@@ -63,6 +71,16 @@ def _masked_scores(q: Floats, k: Floats, starts: DocumentStarts) -> Floats:
     return scores
 
 
+def _dropped(p: Floats, acts: AttentionActivations, factor: np.float32) -> Floats:
+    """Return probabilities, or their gradients, (B, H, T, T) with elements dropped and the others times `factor`."""
+    found = np.ascontiguousarray(p)
+    for b, h in np.ndindex(p.shape[:2]):
+        length = p.shape[2]
+        numbers = ElementNumbers(b * length * length, length, 1)
+        dropout_tile(found[b, h], head_dropout(acts.dropout, h), numbers, length, length, factor)
+    return found
+
+
 def forward_numpy(acts: AttentionActivations, sequences: int, heads: HeadCounts, scratch: AttentionScratch) -> None:
     """See `kernels.bits16.attention.layer.attention_forward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
@@ -72,7 +90,8 @@ def forward_numpy(acts: AttentionActivations, sequences: int, heads: HeadCounts,
     p = np.exp(scores - largest)
     total = p.sum(axis=3, keepdims=True)
     lse[...] = (largest + np.log(total))[..., 0]
-    out[...] = _join_heads(_rounded(p, qkv.dtype) @ v / total, qkv.dtype)
+    p = _dropped(_rounded(p, qkv.dtype), acts, np.float32(1.0))
+    out[...] = _join_heads(p @ v * (kept_factor(acts.dropout) / total), qkv.dtype)
 
 
 def backward_numpy(
@@ -89,7 +108,9 @@ def backward_numpy(
     d_o, o = _split_heads(d_out, sequences, heads.query), _split_heads(out, sequences, heads.query)
     scale = np.float32(1 / math.sqrt(q.shape[3]))
     p = np.exp(_masked_scores(q, k, acts.starts) - lse[..., None])
-    ds = _rounded(p * (d_o @ v.swapaxes(2, 3) - (d_o * o).sum(axis=3, keepdims=True)), qkv.dtype)
-    p = _rounded(p, qkv.dtype)
+    kept = kept_factor(acts.dropout)
+    d_p = _dropped(d_o @ v.swapaxes(2, 3), acts, kept)
+    ds = _rounded(p * (d_p - (d_o * o).sum(axis=3, keepdims=True)), qkv.dtype)
+    p = _dropped(_rounded(p, qkv.dtype), acts, kept)
     d_k, d_v = _group_sums(ds.swapaxes(2, 3) @ q, heads) * scale, _group_sums(p.swapaxes(2, 3) @ d_o, heads)
     d_qkv[...] = np.concatenate([_join_heads(part, qkv.dtype) for part in (ds @ k * scale, d_k, d_v)], axis=1)

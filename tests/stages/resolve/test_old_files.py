@@ -51,7 +51,7 @@ ADDED = {
         "basis": "random",
     },
     "guard": {"action": "off", "deviations": 6.0, "window": 128, "most": 10},
-    "dropout": {"embedding": 0.0, "residual": 0.0},
+    "dropout": {"embedding": 0.0, "residual": 0.0, "attention": 0.0},
     "loss": {"label_smoothing": 0.0, "z_loss": 0.0},
     "noise_scale": False,
     "train": {"only": [], "freeze": []},

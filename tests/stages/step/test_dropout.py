@@ -11,32 +11,34 @@ from tests.error_bounds import IN_BF16, IN_FLOAT32, Storage, with_bounds
 from tests.kernels.bits16.formats import BF16, Format
 from tests.kernels.comparison import assert_close
 from tests.reference import Array, Tensors, dropout
-from tests.stages.support import LLAMA, Result, assert_same, build, result, run_sequence, run_threads, tiny
+from tests.stages.support import LLAMA, TINY, Result, assert_same, build, result, run_sequence, run_threads, tiny
 from tests.stages.training.gradients import SPREAD
 from tests.stages.training.twin import random_weights, sequences, start_from
 from threadloom.kernels.compiling import JIT_ENABLED
 from threadloom.stages.checkpoint import Checkpoint
-from threadloom.stages.config import ResolvedConfig
+from threadloom.stages.config import Config, ResolvedConfig
 from threadloom.stages.memory import Update
 from threadloom.stages.resolve.trajectory_settings import trajectory
 from threadloom.stages.training import Training
 
 STILL = "optimizer.lr=0", "schedule.min_lr=0"
 """Updates that change no weight."""
-DROPS = "dropout.embedding=0.2", "dropout.residual=0.3"
+DROPS = "dropout.embedding=0.2", "dropout.residual=0.3", "dropout.attention=0.25"
 
 
 def masks_of(config: ResolvedConfig) -> tuple[Array, Tensors]:
-    """Return the factors of the embeddings (B, T, C), and of the outputs of the blocks, of the first batch."""
+    """Return the factors of the embeddings (B, T, C), and the masks of the blocks, of the first batch."""
     model, sequences = config.model, config.micro_batch
     shape = sequences, model.context, model.channels
-    embeddings, outputs = [], []
+    embeddings, outputs, heads = [], [], []
     for micro in range(config.micro_batches):
         digest = blake2b(f"{config.seed} 0 {micro}".encode(), digest_size=8).digest()
         key = int.from_bytes(digest, "little") | 1
         embeddings.append(dropout.mask(0.2, key, dropout.EMBEDDING, np.arange(np.prod(shape)).reshape(shape)))
         outputs.append(dropout.residual_masks(0.3, key, model.layers, shape))
-    return np.concatenate(embeddings), {"residual_mask": np.concatenate(outputs, axis=2)}
+        heads.append(dropout.attention_masks(0.25, key, model.layers, (sequences, model.heads, model.context)))
+    blocks = {"residual_mask": np.concatenate(outputs, axis=2), "attention_mask": np.concatenate(heads, axis=1)}
+    return np.concatenate(embeddings), blocks
 
 
 def check(training: Training, storage: Storage, packed: Format | None) -> None:
@@ -70,13 +72,24 @@ def test_gradients_equal_the_reference_with_the_same_mask(precision: str) -> Non
     check(build(tiny("steps=1", "optimizer.clip=0", f"precision={precision}", *DROPS)), *CASES[precision])
 
 
-def test_neither_threads_nor_a_stop_change_a_bit(tmp_path: Path) -> None:
-    common = "steps=3", "delay=1", "checkpoint.interval=1", "checkpoint.keep=0", *DROPS
-    whole = build(tiny(*common), tmp_path)
+RUNS = {
+    "gpt2": (TINY, ()),
+    "llama": (LLAMA, ("precision=bf16", "recompute=true", "schedule.context_warmup=2", "schedule.context_start=3")),
+}
+"""Configurations; with a warm-up of the context there are borders in the sequences."""
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(("base", "settings"), RUNS.values(), ids=RUNS)
+def test_neither_threads_nor_a_stop_change_a_bit(base: Config, settings: tuple[str, ...], tmp_path: Path) -> None:
+    if settings and not JIT_ENABLED:
+        pytest.skip("training in 16 bits needs the compiler")
+    common = "steps=3", "delay=1", "checkpoint.interval=1", "checkpoint.keep=0", *DROPS, *settings
+    whole = build(tiny(*common, base=base), tmp_path)
     expected = result(whole, run_sequence(whole))
     for step in (0, 2):
         start = Checkpoint.open(tmp_path / f"step-{step:06d}") if step else None
-        training = build(tiny(*common, "threads.forward=2", "threads.backward=2"), start=start)
+        training = build(tiny(*common, "threads.forward=2", "threads.backward=2", base=base), start=start)
         assert_same(result(training, run_threads(training)), Result(expected.tensors, expected.updates[step:], (), ()))
 
 
@@ -88,7 +101,7 @@ def test_evaluations_drop_nothing() -> None:
     assert [update[1] for update in plain.updates] != [update[1] for update in dropped.updates]
 
 
-@pytest.mark.parametrize("name", ["embedding", "residual"])
+@pytest.mark.parametrize("name", ["embedding", "residual", "attention"])
 def test_each_is_a_setting_of_the_trajectory(name: str) -> None:
     setting = f"dropout.{name}=0.1"
     assert tiny(setting, "lora.rank=2", base=LLAMA).dropout.drops
