@@ -6,8 +6,8 @@ finite one become infinite, subnormal numbers are kept. It is integer arithmetic
 so the bits are the same on all; VCVTNEPS2BF16 would flush subnormal numbers, and memory is the bottleneck anyway.
 
 Results of arithmetic are another matter: kernels flush subnormal ones already (`kernels.compiling.float_environment`),
-and nine vector operations for each rounding take as long as the arithmetic. `result_to_bf16` is the instruction if the
-target has it, with the same bits for every number that is not subnormal.
+and nine vector operations for each rounding take as long as the arithmetic. `result_to_bf16` is the instruction on
+a target with AVX512_BF16, with the same bits for every number that is not subnormal.
 """
 
 from typing import Any
@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp, jit_strict_inline
-from threadloom.kernels.simd.vector import HAS_BF16_ROUNDING, INT16, Bfloat
+from threadloom.kernels.simd.vector import HAS_AVX512_BF16, INT16, Bfloat
 
 BF16Bits = NDArray[np.uint16]
 """bfloat16 numbers, stored as their bits."""
@@ -51,7 +51,7 @@ def _to_bf16_instruction(typing_context: Any, x: Any) -> Any:
     return types.uint16(types.float32), codegen
 
 
-_round_result = _to_bf16_instruction if HAS_BF16_ROUNDING and JIT_ENABLED else to_bf16
+_round_result = _to_bf16_instruction if HAS_AVX512_BF16 and JIT_ENABLED else to_bf16
 
 
 @jit_strict_inline

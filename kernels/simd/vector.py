@@ -19,8 +19,6 @@ from numba.extending import intrinsic
 from threadloom.kernels.compiling import TARGET
 
 HAS_AVX512_BF16 = TARGET.get("avx512bf16", False) and TARGET.get("avx512f", False)
-HAS_BF16_ROUNDING = HAS_AVX512_BF16 or TARGET.get("avxneconvert", False)
-"""True if the target rounds float32 to bfloat16 with an instruction, VCVTNEPS2BF16."""
 HAS_AMX_BF16 = TARGET.get("amx-bf16", False) and TARGET.get("amx-tile", False)
 HAS_F16C = TARGET.get("f16c", False)
 LANES = 16 if TARGET.get("avx512f", False) else 8
@@ -138,9 +136,11 @@ def round_vector(builder: Any, x: Any) -> Any:
 
 def round_result(builder: Any, x: Any) -> Any:
     """Return `round_vector` of results of arithmetic, by an instruction if there is one: it flushes subnormals."""
-    if not HAS_BF16_ROUNDING:
+    if not HAS_AVX512_BF16:
         return round_vector(builder, x)
-    return builder.bitcast(builder.fptrunc(x, ir.VectorType(Bfloat(), LANES)), INT16_VECTOR)
+    kind = ir.FunctionType(ir.VectorType(Bfloat(), LANES), [FLOAT32_VECTOR])
+    name = f"llvm.x86.avx512bf16.cvtneps2bf16.{32 * LANES}"
+    return builder.bitcast(builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [x]), INT16_VECTOR)
 
 
 def stack_buffer(size: int) -> Any:
