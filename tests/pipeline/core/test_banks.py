@@ -4,7 +4,14 @@ import threading
 
 import pytest
 from hypothesis import settings, strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from threadloom.pipeline import Banks, Cancelled, Lease, StaleVersion, version_for
 from threadloom.pipeline.core.banks import VersionLedger
@@ -91,8 +98,13 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert bank == self.ledger.writing or self.contents[bank] == version
 
 
-LedgerMachine.TestCase.settings = settings(max_examples=200, stateful_step_count=40, deadline=None)
+LedgerMachine.TestCase.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
 TestLedger = LedgerMachine.TestCase
+
+
+@pytest.mark.soak
+def test_long_sequences_of_leases_and_updates() -> None:
+    run_state_machine_as_test(LedgerMachine, settings=settings(max_examples=300, deadline=None))
 
 
 def test_a_reader_waits_for_a_future_version() -> None:

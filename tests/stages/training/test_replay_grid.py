@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -13,7 +14,7 @@ from tests.stages.support import SEVERAL_CHUNKS, Result, assert_same, build, res
 from tests.stages.training.support import replayed
 from threadloom.pipeline import Trace
 
-pytestmark = pytest.mark.timeout(90)  # a deadlock fails
+pytestmark = pytest.mark.timeout(300)  # a deadlock fails; the first run compiles kernels
 
 
 def without_files(found: Result) -> Result:
@@ -120,22 +121,37 @@ def configurations() -> st.SearchStrategy[tuple[str, ...]]:
     )
 
 
-@settings(max_examples=40)
-@given(
+ANY = given(
     overrides=configurations(),
     wide=st.booleans(),
     traced=st.booleans(),
     checkpoints=st.booleans(),
     switch=st.sampled_from([1e-6, 1e-4, 5e-3]),
 )
-def test_any_configuration_equals_its_replay(
+
+
+@settings(max_examples=15)
+@ANY
+def test_any_configuration_equals_its_replay(tmp_path_factory: pytest.TempPathFactory, **choice: Any) -> None:
+    check_configuration(tmp_path_factory, **choice)
+
+
+@pytest.mark.soak
+@settings(max_examples=200)
+@ANY
+def test_many_configurations_equal_their_replay(tmp_path_factory: pytest.TempPathFactory, **choice: Any) -> None:
+    check_configuration(tmp_path_factory, **choice)
+
+
+def check_configuration(
+    tmp_path_factory: pytest.TempPathFactory,
     overrides: tuple[str, ...],
     wide: bool,
     traced: bool,
     checkpoints: bool,
     switch: float,
-    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
+    """Compare a run in threads with its replay, and the checkpoints that it writes with those that are due."""
     config = tiny(*overrides, *(SEVERAL_CHUNKS if wide else ()), "steps=4")
     training = build(config, tmp_path_factory.mktemp("checkpoints") if checkpoints else None, evaluate=True)
     usual = sys.getswitchinterval()
