@@ -6,10 +6,12 @@ from hypothesis import example, given, strategies as st
 
 from tests.error_bounds import attention_tensors, with_bounds
 from tests.kernels.comparison import assert_close, assert_nan_from
+from tests.kernels.long_sequences import LENGTHS, ONE_HEAD, SIZE, check_last_queries, last_queries, long_inputs
 from tests.kernels.support import Guarded, float32_numbers, head_counts, random_shapes
 from tests.reference import Array, Tensors
 from threadloom.kernels.common.tensors import ATTENTION_TILE, AttentionActivations, HeadCounts
 from threadloom.kernels.compiling.arrays import Floats
+from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.float32.attention import attention_backward, attention_forward
 
 
@@ -66,6 +68,20 @@ def test_around_the_tile(tokens: int, heads: HeadCounts) -> None:
 def test_sharp_scores() -> None:
     """Scores in the tens, as trained models have: softmax is nearly one-hot."""
     check(sequences=2, heads=HeadCounts(2, 2), size=8, tokens=30, spread=4.0)
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="long sequences need the compiler")
+@pytest.mark.parametrize("tokens", LENGTHS)
+def test_thousands_of_tokens(tokens: int) -> None:
+    qkv, d_out = long_inputs(tokens)
+    expected, bounds = with_bounds(lambda: last_queries(d_out, qkv))
+    out, lse = np.empty((tokens, SIZE), np.float32), np.empty((1, 1, tokens), np.float32)
+    scores = np.full((2, ATTENTION_TILE, tokens), np.nan, np.float32)
+    acts = AttentionActivations(qkv.astype(np.float32), out, lse)
+    attention_forward(acts, 1, ONE_HEAD, scores[0])
+    d_qkv = np.empty((tokens, 3 * SIZE), np.float32)
+    attention_backward(d_out.astype(np.float32), acts, 1, ONE_HEAD, d_qkv, scores)
+    check_last_queries(out, lse[0, 0], d_qkv, expected, bounds)
 
 
 def forward(qkv: Floats, heads: int) -> Array:
