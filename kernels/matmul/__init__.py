@@ -16,6 +16,7 @@ from threadloom.kernels.matmul.backend import (
     blas_info as blas_info,
     gemm as gemm,
     gemm_backend as gemm_backend,
+    gemm_variants as gemm_variants,
 )
 from threadloom.kernels.matmul.bf16 import (
     gemm_bf16 as gemm_bf16,
@@ -55,3 +56,8 @@ from threadloom.kernels.matmul.repack import (
 )
 from threadloom.kernels.matmul.split import gemm_split as gemm_split, prepare_split as prepare_split
 from threadloom.kernels.matmul.tile import WIDE_TILE as WIDE_TILE, TileShape as TileShape, make_tile as make_tile
+from threadloom.kernels.matmul.variants import (
+    VARIANTS as VARIANTS,
+    GemmVariant as GemmVariant,
+    ProductKind as ProductKind,
+)

@@ -11,7 +11,7 @@ processor has no AVX-512.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -28,7 +28,9 @@ from threadloom.kernels.matmul.blas import (
 )
 from threadloom.kernels.matmul.float32 import gemm_blocked
 from threadloom.kernels.matmul.operands import GemmArgs, Op, gemm_args
+from threadloom.kernels.matmul.packed import call_packed, prepare_packed
 from threadloom.kernels.matmul.split import call_split, multiply_split, prepare_split
+from threadloom.kernels.matmul.variants import IN_PLACE, GemmVariant, ProductKind, set_variants, variant_of
 
 
 class GemmBackend(Enum):
@@ -110,12 +112,27 @@ def gemm_backend(backend: GemmBackend) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def gemm_variants(chosen: Mapping[ProductKind, GemmVariant]) -> Iterator[None]:
+    """Let the kinds of product in `chosen` use these variants of Numba's GEMM within the ``with`` block.
+
+    Every variant gives the same bits. The choice is process-wide: enter it while no other thread is inside a kernel.
+    """
+    if any(variant is not GemmVariant.IN_PLACE for variant in chosen.values()):
+        prepare_packed()
+    with set_variants(chosen):
+        yield
+
+
 @jit_kernel
 def gemm_at(p: GemmArgs) -> None:
     """Compute ``p.out = alpha * op(a) @ op(b) + beta * out`` on the process's backend; for compiled code only."""
     backend = _read_backend()
     if backend == _NUMBA:
-        gemm_blocked(p)
+        if variant_of(p) == IN_PLACE:
+            gemm_blocked(p)
+        else:
+            call_packed(p)
     elif backend == _BF16X3:
         call_split(p)
     else:

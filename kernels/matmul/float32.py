@@ -1,7 +1,7 @@
 """Blocked float32 GEMM in Numba alone: independent of BLAS, and on AVX-512 the default.
 
 The scheme is Goto and van de Geijn's (Anatomy of High-Performance Matrix Multiplication, ACM TOMS 34(3), 2008): a panel
-of B, `_DEPTH` rows deep and `_WIDTH` columns wide, is packed contiguously on the stack, where it stays in the L1 cache
+of B, `DEPTH` rows deep and `WIDTH` columns wide, is packed contiguously on the stack, where it stays in the L1 cache
 while every tile of `_HEIGHT` rows of A is multiplied by it. The tile of the result is held in vector registers, with
 explicit LLVM vectors. Edges are padded with zeros, computed in full, and stored element by element. A is read in place,
 unless it is transposed: its next k is then a row, and mostly a page, further on, and a block of it is packed first.
@@ -9,22 +9,18 @@ unless it is transposed: its next k is then a row, and mostly a page, further on
 On an AMD Zen 5 it runs at the speed of OpenBLAS's AVX-512 kernels, and at twice that of its AVX2 ones.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from threadloom.kernels.compiling import jit_kernel, numba_type
+from threadloom.kernels.compiling import jit_kernel
+from threadloom.kernels.matmul.float32_tile import VECTORS, WIDTH, RowsOfA, make_float32_tile
 from threadloom.kernels.matmul.operands import GemmArgs, MatrixRef, Op, shifted
 from threadloom.kernels.simd import (
-    FLOAT32,
     FLOAT32_VECTOR,
     LANES,
-    broadcast,
-    fused_multiply_add,
     int64,
     load_float32,
     pointer,
@@ -34,82 +30,19 @@ from threadloom.kernels.simd import (
 )
 
 # AVX-512: 16 accumulators of 32 registers. AVX2: 12 of 16. NEON: 24 of 32, each vector being two registers.
-_WIDTH, _HEIGHT = 2 * LANES, 8 if LANES == 16 else 6
-_DEPTH = 256  # rows of a packed panel: 32 KiB at most, on the stack
+_HEIGHT = 8 if LANES == 16 else 6
+DEPTH = 256  # rows of a packed panel: 32 KiB at most, on the stack
 _ROWS = 512  # rows of A that are multiplied by all panels before the next ones: 512 KiB of A stay in the L2 cache
 _PACKED_ROWS = 256 // _HEIGHT * _HEIGHT  # the same if they are packed: 256 KiB, on the stack
 _COLUMNS = 512  # columns of the result that are finished before the next ones
 
-_panel_buffer = stack_buffer(4 * _DEPTH * _WIDTH)
-_tile_buffer = stack_buffer(4 * _HEIGHT * _WIDTH)
-_edge_buffer = stack_buffer(4 * _HEIGHT * _DEPTH)
-_block_buffer = stack_buffer(4 * (_PACKED_ROWS * _DEPTH + LANES))  # whole vectors are stored past the last strip
+_panel_buffer = stack_buffer(4 * DEPTH * WIDTH)
+_tile_buffer = stack_buffer(4 * _HEIGHT * WIDTH)
+_edge_buffer = stack_buffer(4 * _HEIGHT * DEPTH)
+_block_buffer = stack_buffer(4 * (_PACKED_ROWS * DEPTH + LANES))  # whole vectors are stored past the last strip
 
 
-class _Source(NamedTuple):
-    """Block of op(A): its address, and its strides as counts of floats."""
-
-    address: int
-    row_stride: int
-    k_stride: int
-
-
-def _element(builder: Any, base: Any, index: Any) -> Any:
-    """Return a pointer to the float at `index` of an array at the address `base`."""
-    return builder.gep(builder.inttoptr(base, FLOAT32.as_pointer()), [index])
-
-
-def _emit_sums(builder: Any, source: Any, panel: Any, depth: Any) -> list[list[Any]]:
-    """Emit the loop along k; return the stack slots of the accumulators, which LLVM promotes to registers."""
-    a, row_stride, k_stride = cgutils.unpack_tuple(builder, source, 3)
-    sums = [[cgutils.alloca_once(builder, FLOAT32_VECTOR) for _ in range(_WIDTH // LANES)] for _ in range(_HEIGHT)]
-    for row in sums:
-        for slot in row:
-            builder.store(ir.Constant(FLOAT32_VECTOR, None), slot)
-    with cgutils.for_range(builder, depth) as loop:
-        line = builder.mul(loop.index, int64(4 * _WIDTH))
-        columns = [
-            builder.load(pointer(builder, FLOAT32_VECTOR, panel, line, int64(4 * v)), align=4 * LANES)
-            for v in range(0, _WIDTH, LANES)
-        ]
-        along_k = builder.mul(loop.index, k_stride)
-        for i, row in enumerate(sums):
-            index = builder.add(along_k, builder.mul(row_stride, int64(i)))
-            factor = broadcast(builder, builder.load(_element(builder, a, index)), FLOAT32_VECTOR)
-            for column, slot in zip(columns, row, strict=True):
-                builder.store(fused_multiply_add(builder, factor, column, builder.load(slot)), slot)
-    return sums
-
-
-@intrinsic
-def _tile(typing_context: Any, source: Any, panel: Any, depth: Any, out: Any, alpha: Any, beta: Any) -> Any:
-    """Compute ``out = alpha * op(A) @ panel + beta * out`` for `_HEIGHT` rows of a `_Source` and a packed panel.
-
-    `panel` is an address, `out` a `MatrixRef`. With ``beta == 0`` the tile is not read.
-    """
-
-    def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source, panel, depth, out, alpha, beta = arguments
-        sums = _emit_sums(builder, source, panel, depth)
-        address, stride = cgutils.unpack_tuple(builder, out, 2)
-        alphas, betas = broadcast(builder, alpha, FLOAT32_VECTOR), broadcast(builder, beta, FLOAT32_VECTOR)
-        overwrite = builder.fcmp_ordered("==", beta, ir.Constant(FLOAT32, 0.0))
-        with builder.if_else(overwrite) as (then, otherwise):
-            for branch, reads in ((then, False), (otherwise, True)):
-                with branch:
-                    for i, row in enumerate(sums):
-                        for v, slot in enumerate(row):
-                            offset = builder.mul(stride, int64(i))
-                            place = pointer(builder, FLOAT32_VECTOR, address, offset, int64(4 * LANES * v))
-                            value = builder.fmul(alphas, builder.load(slot))
-                            if reads:
-                                value = fused_multiply_add(builder, betas, builder.load(place, align=4), value)
-                            builder.store(value, place, align=4)
-        return context.get_dummy_value()
-
-    matrix = numba_type(MatrixRef)
-    scalars = (types.float32, types.float32)
-    return types.void(numba_type(_Source), types.intp, types.intp, matrix, *scalars), codegen
+_tile = make_float32_tile(_HEIGHT)
 
 
 def _copier(vectors: int) -> Any:
@@ -130,39 +63,39 @@ def _copier(vectors: int) -> Any:
     return copy
 
 
-_copy_vector, _copy_line = _copier(1), _copier(_WIDTH // LANES)
+copy_vector, _copy_line = _copier(1), _copier(VECTORS)
 
 
 @jit_kernel
-def _pack(panel: int, p: GemmArgs, k0: int, depth: int, j0: int, width: int) -> None:
-    """Copy op(b)[k0 : k0 + depth, j0 : j0 + width] to the panel, rows of `_WIDTH` floats, padded with zeros."""
+def pack_panel(panel: int, p: GemmArgs, k0: int, depth: int, j0: int, width: int) -> None:
+    """Copy op(b)[k0 : k0 + depth, j0 : j0 + width] to the panel, rows of `WIDTH` floats, padded with zeros."""
     if p.op_b == Op.T:
         whole_k = depth - depth % LANES
         whole_j = width - width % LANES
         for j in range(0, whole_j, LANES):
             for k in range(0, whole_k, LANES):
                 source = p.b.address + (j0 + j) * p.b.stride + 4 * (k0 + k)
-                transpose_uint32(source, p.b.stride, panel + 4 * (k * _WIDTH + j), 4 * _WIDTH)
+                transpose_uint32(source, p.b.stride, panel + 4 * (k * WIDTH + j), 4 * WIDTH)
         for j in range(width):
             source = p.b.address + (j0 + j) * p.b.stride + 4 * k0
             for k in range(whole_k if j < whole_j else 0, depth):
-                store_float32(panel, k * _WIDTH + j, load_float32(source, k))
+                store_float32(panel, k * WIDTH + j, load_float32(source, k))
     else:
         for k in range(depth):
             source = p.b.address + (k0 + k) * p.b.stride + 4 * j0
-            if width == _WIDTH:
-                _copy_line(source, panel + 4 * k * _WIDTH)
+            if width == WIDTH:
+                _copy_line(source, panel + 4 * k * WIDTH)
             else:
                 for j in range(width):
-                    store_float32(panel, k * _WIDTH + j, load_float32(source, j))
-    if width < _WIDTH:
+                    store_float32(panel, k * WIDTH + j, load_float32(source, j))
+    if width < WIDTH:
         for k in range(depth):
-            for j in range(width, _WIDTH):
-                store_float32(panel, k * _WIDTH + j, 0.0)
+            for j in range(width, WIDTH):
+                store_float32(panel, k * WIDTH + j, 0.0)
 
 
 @jit_kernel
-def _copy_edge(edge: int, source: _Source, height: int, depth: int) -> None:
+def _copy_edge(edge: int, source: RowsOfA, height: int, depth: int) -> None:
     """Copy the last `height` rows of op(A) to `edge`, `_HEIGHT` per k, with the last row in place of missing ones."""
     for k in range(depth):
         for i in range(_HEIGHT):
@@ -182,17 +115,17 @@ def _pack_transposed(block: int, p: GemmArgs, rows0: int, rows1: int, k0: int, d
         for k in range(depth):
             source, target = p.a.address + (k0 + k) * p.a.stride + 4 * i0, strip + 4 * k * _HEIGHT
             if i0 + LANES <= p.rows:
-                _copy_vector(source, target)
+                copy_vector(source, target)
             else:
                 for i in range(_HEIGHT):
                     store_float32(target, i, load_float32(source, i))
 
 
 @jit_kernel
-def _merge(tile: int, out: MatrixRef, height: int, width: int, beta: np.float32) -> None:
+def merge_tile(tile: int, out: MatrixRef, height: int, width: int, beta: np.float32) -> None:
     """Store ``tile + beta * out`` for the part of the tile that is inside `out`."""
     for i in range(height):
-        source, target = tile + 4 * i * _WIDTH, out.address + i * out.stride
+        source, target = tile + 4 * i * WIDTH, out.address + i * out.stride
         if beta == 0.0:
             for j in range(width):
                 store_float32(target, j, load_float32(source, j))
@@ -207,31 +140,31 @@ def gemm_blocked(p: GemmArgs) -> None:
     panel, tile, edge, block = _panel_buffer(), _tile_buffer(), _edge_buffer(), _block_buffer()
     lda = p.a.stride // 4
     row_stride, k_stride = (1, lda) if p.op_a == Op.T else (lda, 1)
-    packed = p.op_a == Op.T and p.columns > 2 * _WIDTH  # for fewer panels it takes as long as it saves
+    packed = p.op_a == Op.T and p.columns > 2 * WIDTH  # for fewer panels it takes as long as it saves
     step = _PACKED_ROWS if packed else _ROWS
     for rows0 in range(0, p.rows, step):
         rows1 = min(rows0 + step, p.rows)
         for columns0 in range(0, p.columns, _COLUMNS):
             columns1 = min(columns0 + _COLUMNS, p.columns)
-            for k0 in range(0, p.inner, _DEPTH):
-                depth = min(_DEPTH, p.inner - k0)
+            for k0 in range(0, p.inner, DEPTH):
+                depth = min(DEPTH, p.inner - k0)
                 beta = p.beta if k0 == 0 else np.float32(1.0)
                 if packed:
                     _pack_transposed(block, p, rows0, rows1, k0, depth)
-                for j0 in range(columns0, columns1, _WIDTH):
-                    width = min(_WIDTH, columns1 - j0)
-                    _pack(panel, p, k0, depth, j0, width)
+                for j0 in range(columns0, columns1, WIDTH):
+                    width = min(WIDTH, columns1 - j0)
+                    pack_panel(panel, p, k0, depth, j0, width)
                     for i0 in range(rows0, rows1, _HEIGHT):
                         height = min(_HEIGHT, rows1 - i0)
-                        source = _Source(p.a.address + 4 * (i0 * row_stride + k0 * k_stride), row_stride, k_stride)
+                        source = RowsOfA(p.a.address + 4 * (i0 * row_stride + k0 * k_stride), row_stride, k_stride)
                         target = shifted(p.out, i0, 4 * j0)
                         if height < _HEIGHT:  # a full tile would read past the end of A
                             _copy_edge(edge, source, height, depth)
-                            source = _Source(edge, 1, _HEIGHT)
+                            source = RowsOfA(edge, 1, _HEIGHT)
                         elif packed:
-                            source = _Source(block + 4 * (i0 - rows0) * depth, 1, _HEIGHT)
-                        if height == _HEIGHT and width == _WIDTH:
+                            source = RowsOfA(block + 4 * (i0 - rows0) * depth, 1, _HEIGHT)
+                        if height == _HEIGHT and width == WIDTH:
                             _tile(source, panel, depth, target, p.alpha, beta)
                         else:
-                            _tile(source, panel, depth, MatrixRef(tile, 4 * _WIDTH), p.alpha, np.float32(0.0))
-                            _merge(tile, target, height, width, beta)
+                            _tile(source, panel, depth, MatrixRef(tile, 4 * WIDTH), p.alpha, np.float32(0.0))
+                            merge_tile(tile, target, height, width, beta)

@@ -6,12 +6,15 @@ from contextlib import ExitStack, contextmanager
 from loguru import logger
 
 from threadloom.pipeline import blas_threads
-from threadloom.stages.config import Precision, ResolvedConfig
+from threadloom.stages.config import Gemm, Precision, ResolvedConfig
 
 
 @contextmanager
-def gemm_settings(config: ResolvedConfig) -> Iterator[None]:
+def gemm_settings(config: ResolvedConfig, *, tuned: bool = True) -> Iterator[None]:
     """Set the GEMM backend and the BLAS threads of a configuration while the context is open.
+
+    With `tuned`, Numba's GEMM runs in the variants that were measured on this machine, if any were; the bits are the
+    same in all.
 
     In bf16x3 the backend is that of three bfloat16 products, regardless of `config.gemm_backend`; bf16 multiplies no
     float32 matrices and leaves the backend as it is. Both settings are process-wide: enter the context before the
@@ -28,6 +31,11 @@ def gemm_settings(config: ResolvedConfig) -> Iterator[None]:
             switches.enter_context(gemm_backend(GemmBackend.BF16X3))
         elif config.precision is not Precision.BF16:
             switches.enter_context(gemm_backend(GemmBackend(config.gemm_backend.value)))
+            if tuned and config.gemm_backend is Gemm.NUMBA:
+                from threadloom.kernels.matmul import gemm_variants
+                from threadloom.stages.speeds import kept_variants
+
+                switches.enter_context(gemm_variants(kept_variants()))
         # The backend comes first: asking for BLAS may load it, and only a loaded library has a thread count.
         switches.enter_context(blas_threads(config.threads.blas))
         if config.threads.blas > 1 and not switches.enter_context(flushing_blas_threads()):

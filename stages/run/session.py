@@ -17,7 +17,7 @@ from threadloom.stages.checkpoint import (
     FolderWeights,
     Retention,
 )
-from threadloom.stages.config import Config, ResolvedConfig
+from threadloom.stages.config import Config, Gemm, Precision, ResolvedConfig
 from threadloom.stages.console import StopSignals
 from threadloom.stages.data import (
     Dataset,
@@ -63,6 +63,7 @@ from threadloom.stages.run.resuming import (
 )
 from threadloom.stages.run.run_texts import corpus_of, prepared_texts
 from threadloom.stages.run.validation_windows import validation_windows
+from threadloom.stages.speeds import variant_speeds_here
 from threadloom.stages.step import CheckpointOutput
 from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from threadloom.stages.training import Training, compile_kernels
@@ -139,7 +140,9 @@ def train(
         if start is not None and start.step == resolved.steps and _is_evaluated(run, start.step):
             return _finished(resolved, run)
         logger.info("{}", rate_summary(config, resolved, resumed=start is not None))
-        with gemm_settings(resolved):
+        if tuned and resolved.gemm_backend is Gemm.NUMBA and resolved.precision in (Precision.FLOAT32, Precision.FP16):
+            variant_speeds_here()  # measured once per machine; `gemm_settings` reads the result
+        with gemm_settings(resolved, tuned=tuned):
             return _train(resolved, run, data, start, choice, signals)
 
 

@@ -17,3 +17,11 @@ from threadloom.stages.speeds.record import (
     speeds_key as speeds_key,
     speeds_path as speeds_path,
 )
+from threadloom.stages.speeds.variants import (
+    VariantSpeeds as VariantSpeeds,
+    kept_variants as kept_variants,
+    read_variants as read_variants,
+    variant_speeds_here as variant_speeds_here,
+    variants_key as variants_key,
+    variants_path as variants_path,
+)

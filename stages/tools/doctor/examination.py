@@ -22,7 +22,18 @@ from threadloom.stages.config import Config
 from threadloom.stages.machine import Machine, ThreadLimit, VectorWidth, cache_root, detect, thread_limit
 from threadloom.stages.memory import Float32Memory
 from threadloom.stages.resolve import CONFIG_NAMES, PrecisionChoice, load_config, resolve
-from threadloom.stages.speeds import Speeds, read_speeds, speeds_here, speeds_key, speeds_path
+from threadloom.stages.speeds import (
+    Speeds,
+    VariantSpeeds,
+    read_speeds,
+    read_variants,
+    speeds_here,
+    speeds_key,
+    speeds_path,
+    variant_speeds_here,
+    variants_key,
+    variants_path,
+)
 from threadloom.stages.tools.doctor.measuring import MachineRates, measure_machine
 from threadloom.stages.tools.doctor.precision import (
     ProductPath,
@@ -69,6 +80,7 @@ class DoctorReport:
     speeds_from: str = ""  # time of the measurement and path of the file; "" if there are none
     places: tuple[str, ...] = ()  # where kernels and figures are kept, one sentence each
     threads: ThreadLimit | None = None  # of the stages; None: one per core
+    variants: VariantSpeeds | None = None  # of Numba's GEMM, by which runs choose; None: not measured
 
     @property
     def cores(self) -> int:
@@ -107,7 +119,15 @@ def examine(measure: bool = True, seconds: float = 0.3) -> DoctorReport:
         speeds_from=speeds_from,
         places=places(CACHE_FOLDER, cache_root()),
         threads=threads,
+        variants=_variants(measure),
     )
+
+
+def _variants(measure: bool) -> VariantSpeeds | None:
+    """Return the kept rates of the variants of Numba's GEMM; with `measure`, they are measured if there are none."""
+    if not JIT_ENABLED:
+        return None
+    return variant_speeds_here() if measure else read_variants(variants_path(), variants_key())
 
 
 def places(kernels: CacheFolder, figures: Path) -> tuple[str, ...]:

@@ -9,9 +9,12 @@ from rich.text import Text
 
 from threadloom.pipeline import format_bytes
 from threadloom.stages.machine import Machine
+from threadloom.stages.speeds import VariantSpeeds
 from threadloom.stages.tools.doctor.examination import ConfigDefaults, DoctorReport, blas_name
 from threadloom.stages.tools.doctor.measuring import GEMM_SIZE, MachineRates
 from threadloom.stages.tools.doctor.precision import CAPTION, paths_table
+
+VARIANTS_CAPTION = "GFLOP/s of one core, measured once; * is used. All give the same bits."
 
 
 class DoctorView:
@@ -33,6 +36,10 @@ class DoctorView:
         yield Text("\nPrecisions", "bold")
         yield Padding(Text(CAPTION, "dim"), (0, 0, 0, 2))
         yield paths_table(report.products, report.cores, report.precisions, report.speeds)
+        if report.variants is not None:
+            yield Text("\nVariants of Numba's float32 GEMM", "bold")
+            yield Padding(Text(VARIANTS_CAPTION, "dim"), (0, 0, 0, 2))
+            yield _variants_table(report.variants)
         yield Text("\nChoices", "bold")
         yield from (_sentence(sentence, "-", "") for sentence in report.choices)
         yield Text()
@@ -83,6 +90,17 @@ def _measured_table(measured: MachineRates) -> Padding:
     ):
         ratio = f"{every / one:.2f}" if one > 0 else "-"
         table.add_row(name, f"{one:,.1f} {unit}", f"{every:,.1f} {unit}", ratio)
+    return Padding(table, (0, 0, 0, 2))
+
+
+def _variants_table(variants: VariantSpeeds) -> Padding:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column("product")
+    for variant in next(iter(variants.rates.values()), {}):
+        table.add_column(variant, justify="right", overflow="fold")
+    for kind, rates in variants.rates.items():
+        cells = (f"{rate:,.0f}{'*' if variants.chosen.get(kind) == name else ''}" for name, rate in rates.items())
+        table.add_row(kind, *cells)
     return Padding(table, (0, 0, 0, 2))
 
 

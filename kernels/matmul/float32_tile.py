@@ -1,0 +1,99 @@
+"""Innermost float32 product: a tile of the result in vector registers, of any height, with explicit LLVM vectors.
+
+For each k, the vectors of a packed row of B are multiplied by the elements of A's rows, each broadcast to all lanes.
+Each element of the tile is one chain of fused multiply-adds along k, then ``alpha * sum + beta * out``: its bits depend
+on neither the height of the tile nor the place of A.
+"""
+
+from typing import Any, NamedTuple
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from threadloom.kernels.compiling import numba_type
+from threadloom.kernels.matmul.operands import MatrixRef
+from threadloom.kernels.simd import (
+    FLOAT32,
+    FLOAT32_VECTOR,
+    LANES,
+    broadcast,
+    fused_multiply_add,
+    int64,
+    pointer,
+)
+
+VECTORS = 2
+WIDTH = VECTORS * LANES
+"""Columns of a tile, and of a packed panel of B."""
+
+
+class RowsOfA(NamedTuple):
+    """Block of op(A): its address, and its strides as counts of floats."""
+
+    address: int
+    row_stride: int
+    k_stride: int
+
+
+def _element(builder: Any, base: Any, index: Any) -> Any:
+    """Return a pointer to the float at `index` of an array at the address `base`."""
+    return builder.gep(builder.inttoptr(base, FLOAT32.as_pointer()), [index])
+
+
+def _emit_sums(builder: Any, height: int, source: Any, panel: Any, depth: Any) -> list[list[Any]]:
+    """Emit the loop along k; return the stack slots of the accumulators, which LLVM promotes to registers."""
+    a, row_stride, k_stride = cgutils.unpack_tuple(builder, source, 3)
+    sums = [[cgutils.alloca_once(builder, FLOAT32_VECTOR) for _ in range(VECTORS)] for _ in range(height)]
+    for row in sums:
+        for slot in row:
+            builder.store(ir.Constant(FLOAT32_VECTOR, None), slot)
+    with cgutils.for_range(builder, depth) as loop:
+        line = builder.mul(loop.index, int64(4 * WIDTH))
+        columns = [
+            builder.load(pointer(builder, FLOAT32_VECTOR, panel, line, int64(4 * v)), align=4 * LANES)
+            for v in range(0, WIDTH, LANES)
+        ]
+        along_k = builder.mul(loop.index, k_stride)
+        for i, row in enumerate(sums):
+            index = builder.add(along_k, builder.mul(row_stride, int64(i)))
+            factor = broadcast(builder, builder.load(_element(builder, a, index)), FLOAT32_VECTOR)
+            for column, slot in zip(columns, row, strict=True):
+                builder.store(fused_multiply_add(builder, factor, column, builder.load(slot)), slot)
+    return sums
+
+
+def make_float32_tile(height: int) -> Any:
+    """Return the intrinsic ``tile(source, panel, depth, out, alpha, beta)`` for `height` rows.
+
+    It computes ``out = alpha * op(A) @ panel + beta * out`` for a `RowsOfA` and the address of a packed panel; `out` is
+    a `MatrixRef`. With ``beta == 0`` the tile is not read.
+    """
+
+    @intrinsic
+    def tile(typing_context: Any, source: Any, panel: Any, depth: Any, out: Any, alpha: Any, beta: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            source, panel, depth, out, alpha, beta = arguments
+            sums = _emit_sums(builder, height, source, panel, depth)
+            address, stride = cgutils.unpack_tuple(builder, out, 2)
+            alphas, betas = broadcast(builder, alpha, FLOAT32_VECTOR), broadcast(builder, beta, FLOAT32_VECTOR)
+            overwrite = builder.fcmp_ordered("==", beta, ir.Constant(FLOAT32, 0.0))
+            with builder.if_else(overwrite) as (then, otherwise):
+                for branch, reads in ((then, False), (otherwise, True)):
+                    with branch:
+                        for i, row in enumerate(sums):
+                            for v, slot in enumerate(row):
+                                offset = builder.mul(stride, int64(i))
+                                place = pointer(builder, FLOAT32_VECTOR, address, offset, int64(4 * LANES * v))
+                                value = builder.fmul(alphas, builder.load(slot))
+                                if reads:
+                                    value = fused_multiply_add(builder, betas, builder.load(place, align=4), value)
+                                builder.store(value, place, align=4)
+            return context.get_dummy_value()
+
+        matrix = numba_type(MatrixRef)
+        scalars = (types.float32, types.float32)
+        return types.void(numba_type(RowsOfA), types.intp, types.intp, matrix, *scalars), codegen
+
+    return tile

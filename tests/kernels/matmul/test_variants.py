@@ -1,0 +1,101 @@
+"""Variants of Numba's float32 GEMM: against float64, the same bits as each other, and the choice among them."""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from tests.kernels.matmul.test_gemm import Case, check
+from tests.kernels.support import gemm_cases, shapes_with_fixtures
+from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_kernel
+from threadloom.kernels.matmul import VARIANTS, GemmVariant, ProductKind, gemm_variants
+from threadloom.kernels.matmul.backend import GemmBackend, gemm, gemm_backend
+from threadloom.kernels.matmul.operands import Op, gemm_args
+from threadloom.kernels.matmul.variants import WIDE, current_variants, variant_of
+
+needs_compiler = pytest.mark.skipif(not JIT_ENABLED, reason="variants are compiled code")
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda variant: variant.value)
+def variant(request: pytest.FixtureRequest) -> Iterator[GemmVariant]:
+    with gemm_backend(GemmBackend.NUMBA), gemm_variants(dict.fromkeys(ProductKind, request.param)):
+        yield request.param
+
+
+@shapes_with_fixtures(60)
+@given(case=gemm_cases(Case, (70, 90), (40, (250, 530)), beta=st.sampled_from([0.0, 1.0]), strided=st.booleans()))
+def test_product_equals_float64(variant: GemmVariant, case: Case) -> None:
+    check(case)
+
+
+@pytest.mark.parametrize("strided", [False, True])
+@pytest.mark.parametrize(("op_a", "op_b"), list(itertools.product(Op, Op)))
+@pytest.mark.parametrize(
+    ("rows", "columns", "inner"), [(1, 1, 1), (15, 33, 257), (257, 64, 17), (30, 4097, 40), (14, 32, 512)]
+)
+def test_product_at_the_edges_of_blocks(
+    variant: GemmVariant, rows: int, columns: int, inner: int, op_a: Op, op_b: Op, strided: bool
+) -> None:
+    check(Case(rows, columns, inner, op_a, op_b, beta=1.0, strided=strided))
+
+
+def _in_every_variant(a: Floats, b: Floats, before: Floats, ops: tuple[Op, Op], scales: tuple[float, float]) -> None:
+    expected: Floats | None = None
+    for variant in VARIANTS:
+        out = before.copy()
+        with gemm_backend(GemmBackend.NUMBA), gemm_variants(dict.fromkeys(ProductKind, variant)):
+            gemm(a, b, out, *ops, *scales)
+        expected = out if expected is None else expected
+        np.testing.assert_array_equal(out.view(np.uint32), expected.view(np.uint32), err_msg=variant.value)
+
+
+@needs_compiler
+@pytest.mark.parametrize("scales", [(1.0, 0.0), (1.0, 1.0), (-2.5, 0.5)])
+@pytest.mark.parametrize("ops", list(itertools.product(Op, Op)))
+@pytest.mark.parametrize(
+    ("rows", "columns", "inner"),
+    [(1, 33, 257), (9, 1, 256), (13, 4100, 40), (16, 64, 15), (270, 70, 300), (517, 545, 259)],
+)
+def test_every_variant_gives_the_same_bits(
+    rows: int, columns: int, inner: int, ops: tuple[Op, Op], scales: tuple[float, float]
+) -> None:
+    """This is why the choice needs no place in a run's configuration."""
+    rng = np.random.default_rng([rows, columns, inner])
+    a = rng.standard_normal((inner, rows) if ops[0] is Op.T else (rows, inner), np.float32)
+    b = rng.standard_normal((columns, inner) if ops[1] is Op.T else (inner, columns), np.float32)
+    _in_every_variant(a, b, rng.standard_normal((rows, columns), np.float32), ops, scales)
+
+
+@jit_kernel
+def _variant(a: Floats, b: Floats, out: Floats, op_a: Op, op_b: Op) -> int:
+    return variant_of(gemm_args(a, b, out, op_a, op_b, 1.0, 0.0))
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("op_a", "op_b", "columns", "kind"),
+    [
+        (Op.N, Op.N, 48, ProductKind.FORWARD),
+        (Op.N, Op.T, 48, ProductKind.INPUT_GRADIENT),
+        (Op.T, Op.N, 48, ProductKind.WEIGHT_GRADIENT),
+        (Op.N, Op.T, WIDE, ProductKind.VOCABULARY),
+        (Op.N, Op.N, WIDE - 1, ProductKind.FORWARD),
+    ],
+)
+def test_each_kind_of_product_reads_its_own_choice(op_a: Op, op_b: Op, columns: int, kind: ProductKind) -> None:
+    a = np.zeros((4, 4), np.float32)
+    b = np.zeros((columns, 4) if op_b is Op.T else (4, columns), np.float32)
+    out = np.zeros((4, columns), np.float32)
+    with gemm_variants({kind: GemmVariant.PACKED}):
+        assert _variant(a, b, out, op_a, op_b) == list(GemmVariant).index(GemmVariant.PACKED)
+    assert _variant(a, b, out, op_a, op_b) == list(GemmVariant).index(current_variants()[kind])
+
+
+def test_the_choice_ends_with_its_block() -> None:
+    before = current_variants()
+    with pytest.raises(KeyError), gemm_variants({ProductKind.FORWARD: GemmVariant.PACKED}):
+        assert current_variants() == {**before, ProductKind.FORWARD: GemmVariant.PACKED}
+        raise KeyError
+    assert current_variants() == before
