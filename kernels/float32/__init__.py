@@ -9,6 +9,11 @@ from threadloom.kernels.float32.attention import (
 )
 from threadloom.kernels.float32.band_embedding import derive_bands as derive_bands, fold_bands as fold_bands
 from threadloom.kernels.float32.banded_head import banded_backward as banded_backward, banded_loss as banded_loss
+from threadloom.kernels.float32.blocks8 import (
+    LARGEST_ERROR as LARGEST_ERROR,
+    blocks8_from_float32 as blocks8_from_float32,
+    row_bytes as row_bytes,
+)
 from threadloom.kernels.float32.cross_entropy import (
     cross_entropy_backward as cross_entropy_backward,
     objective_backward as objective_backward,

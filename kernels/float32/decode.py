@@ -12,9 +12,9 @@ from threadloom.kernels.float32.one_token import (
     add_to,
     append_to_cache,
     attend,
-    copy,
-    dot,
+    copy_row,
     start_product,
+    write_logits,
 )
 
 
@@ -34,8 +34,7 @@ class DecodeScratch(NamedTuple):
 def next_logits(weights: Weights, x: Floats, constants: Gpt2Constants, h: Floats, logits: Floats) -> None:
     """Write the logits (V,) that follow `x` (C,), a row that left the last block; `h` (C,) is scratch."""
     layernorm_row(x, Affine(weights.lnf_weight, weights.lnf_bias), h)
-    for v in range(logits.shape[0]):
-        logits[v] = dot(weights.wte[v], h)
+    write_logits(weights.wte, h, logits)
 
 
 @jit_kernel
@@ -54,7 +53,7 @@ def decode_token(
     """
     w, s = weights, scratch
     heads = HeadCounts(constants.heads, constants.heads)
-    copy(w.wte[token], s.x)
+    copy_row(w.wte, token, s.x)
     add_to(s.x, w.wpe[position])
     for n in range(w.qkv_weight.shape[0]):
         layernorm_row(s.x, Affine(w.ln1_weight[n], w.ln1_bias[n]), s.h)

@@ -20,9 +20,9 @@ from threadloom.kernels.float32.one_token import (
     add_to,
     append_to_cache,
     attend,
-    copy,
-    dot,
+    copy_row,
     start_product,
+    write_logits,
 )
 from threadloom.kernels.float32.rmsnorm import rmsnorm_row
 
@@ -44,8 +44,7 @@ class LlamaDecodeScratch(NamedTuple):
 def next_logits(weights: LlamaWeights, x: Floats, constants: LlamaConstants, h: Floats, logits: Floats) -> None:
     """Write the logits (V,) that follow `x` (C,), a row that left the last block; `h` (C,) is scratch."""
     rmsnorm_row(x, weights.normf_weight, constants.epsilon, h)
-    for v in range(logits.shape[0]):
-        logits[v] = dot(weights.head[v], h)
+    write_logits(weights.head, h, logits)
 
 
 @jit_kernel
@@ -75,7 +74,7 @@ def decode_token(
     The earlier positions must be in the cache already; `position` must be in 0 .. context - 1.
     """
     w, s, c = weights, scratch, constants
-    copy(w.wte[token], s.x)
+    copy_row(w.wte, token, s.x)
     for n in range(w.qkv_weight.shape[0]):
         rmsnorm_row(s.x, w.norm1_weight[n], c.epsilon, s.h)
         _attention_input(w, c, position, n, s)

@@ -1,17 +1,24 @@
 """Layers for one token during generation, shared by all architectures: matrix times vector, and cached attention.
 
 A step of generation reads every weight once and is bound by memory; its products run along the rows of the weights as
-they are stored.
+they are stored. Matrices are in float32, in bfloat16, or in blocks of 8 bits (`kernels.float32.blocks8`), and keys and
+values in float32 or bfloat16: the dtype selects the code when a kernel is compiled. Sums are in float32.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import types
+from numba.extending import overload
 
 from threadloom.kernels.common import HeadCounts
-from threadloom.kernels.compiling import Floats, jit_kernel
-from threadloom.kernels.simd import exp32, row_max
+from threadloom.kernels.compiling import OVERLOAD_OPTIONS, Floats, jit_kernel
+from threadloom.kernels.float32.blocks8 import Blocks8, dot_blocks8, float32_from_blocks8
+from threadloom.kernels.simd import FloatRow, exp32, load_element, row_max, store_element
+
+Matrix = FloatRow | Blocks8
+"""Weights of generation: float32 or bfloat16 as in a model, or 8 bits with one row for each output."""
 
 _ZERO = np.float32(0.0)
 
@@ -19,13 +26,31 @@ _ZERO = np.float32(0.0)
 class KVCache(NamedTuple):
     """Keys and values of one sequence; position t is valid once token t has been processed."""
 
-    keys: Floats  # (L, context, K D) the heads side by side
-    values: Floats  # (L, context, K D)
+    keys: FloatRow  # (L, context, K D) the heads side by side
+    values: FloatRow  # (L, context, K D)
 
 
 @jit_kernel
-def add_product(x: Floats, weight: Floats, out: Floats) -> None:
-    """Add ``x @ weight`` to `out`: x (I,), weight (I, O), out (O,); eight rows of the weight per pass."""
+def add_product(x: Floats, weight: Matrix, out: Floats) -> None:
+    """Add ``x @ weight`` to `out`: x (I,), weight (I, O), out (O,)."""
+    _add_product(x, weight, out)
+
+
+@jit_kernel
+def write_logits(weight: Matrix, h: Floats, logits: Floats) -> None:
+    """Write the products of the rows of `weight` (V, C) and `h` (C,) to `logits` (V,)."""
+    _write_logits(weight, h, logits)
+
+
+@jit_kernel
+def copy_row(weight: Matrix, number: int, target: Floats) -> None:
+    """Copy a row of `weight` (V, C) to `target` (C,)."""
+    _copy_row(weight[number], target)
+
+
+@jit_kernel
+def _add_rows(x: Floats, weight: FloatRow, out: Floats) -> None:
+    """Eight rows of the weight per pass over `out`."""
     rows = weight.shape[0]
     eight = rows - rows % 8
     for i in range(0, eight, 8):
@@ -33,29 +58,49 @@ def add_product(x: Floats, weight: Floats, out: Floats) -> None:
         w4, w5, w6, w7 = weight[i + 4], weight[i + 5], weight[i + 6], weight[i + 7]
         x0, x1, x2, x3, x4, x5, x6, x7 = x[i], x[i + 1], x[i + 2], x[i + 3], x[i + 4], x[i + 5], x[i + 6], x[i + 7]
         for j in range(out.shape[0]):
-            low = x0 * w0[j] + x1 * w1[j] + x2 * w2[j] + x3 * w3[j]
-            high = x4 * w4[j] + x5 * w5[j] + x6 * w6[j] + x7 * w7[j]
+            low = x0 * load_element(w0, j) + x1 * load_element(w1, j) + x2 * load_element(w2, j)
+            low += x3 * load_element(w3, j)
+            high = x4 * load_element(w4, j) + x5 * load_element(w5, j) + x6 * load_element(w6, j)
+            high += x7 * load_element(w7, j)
             out[j] += low + high
     for i in range(eight, rows):
         row, factor = weight[i], x[i]
         for j in range(out.shape[0]):
-            out[j] += factor * row[j]
+            out[j] += factor * load_element(row, j)
 
 
 @jit_kernel
-def dot(a: Floats, b: Floats) -> np.float32:
+def _add_blocks8(x: Floats, weight: Blocks8, out: Floats) -> None:
+    for o in range(out.shape[0]):
+        out[o] += dot_blocks8(weight[o], x)
+
+
+@jit_kernel
+def _write_dots(weight: FloatRow, h: Floats, logits: Floats) -> None:
+    for v in range(logits.shape[0]):
+        logits[v] = dot(h, weight[v])
+
+
+@jit_kernel
+def _write_dots_blocks8(weight: Blocks8, h: Floats, logits: Floats) -> None:
+    for v in range(logits.shape[0]):
+        logits[v] = dot_blocks8(weight[v], h)
+
+
+@jit_kernel
+def dot(a: Floats, b: FloatRow) -> np.float32:
     """Return the dot product of two vectors (I,)."""
     total = _ZERO
     for j in range(a.shape[0]):
-        total += a[j] * b[j]
+        total += a[j] * load_element(b, j)
     return total
 
 
 @jit_kernel
-def copy(source: Floats, target: Floats) -> None:
-    """Copy `source` to `target`, both (I,)."""
+def copy(source: FloatRow, target: FloatRow) -> None:
+    """Copy `source` to `target`, both (I,); rounds if the target is narrower."""
     for j in range(target.shape[0]):
-        target[j] = source[j]
+        store_element(target, j, load_element(source, j))
 
 
 @jit_kernel
@@ -75,7 +120,7 @@ def add_to(target: Floats, term: Floats) -> None:
 
 @jit_kernel
 def attend(
-    qkv: Floats, keys: Floats, values: Floats, count: int, heads: HeadCounts, scores: Floats, out: Floats
+    qkv: Floats, keys: FloatRow, values: FloatRow, count: int, heads: HeadCounts, scores: Floats, out: Floats
 ) -> None:
     """Write the attention of one query over the first `count` keys and values to `out` (H D,).
 
@@ -101,7 +146,7 @@ def attend(
         for t in range(count):
             share, row = scores[t] / total, values[t, k0 : k0 + size]
             for j in range(size):
-                target[j] += share * row[j]
+                target[j] += share * load_element(row, j)
 
 
 @jit_kernel
@@ -119,3 +164,45 @@ def prefill_cache(qkv: Floats, first_row: int, length: int, cache: KVCache) -> N
     for n in range(qkv.shape[0]):
         for t in range(length):
             append_to_cache(qkv[n, first_row + t], cache, n, t)
+
+
+def _add_product(x: Floats, weight: Any, out: Floats) -> None:
+    (_add_blocks8 if weight.dtype == np.int8 else _add_rows)(x, weight, out)
+
+
+def _write_logits(weight: Any, h: Floats, logits: Floats) -> None:
+    (_write_dots_blocks8 if weight.dtype == np.int8 else _write_dots)(weight, h, logits)
+
+
+def _copy_row(row: Any, target: Floats) -> None:
+    (float32_from_blocks8 if row.dtype == np.int8 else copy)(row, target)
+
+
+@overload(_add_product, jit_options=OVERLOAD_OPTIONS)
+def _add_product_compiled(x: Any, weight: Any, out: Any) -> Any:
+    kernel = _add_blocks8 if weight.dtype == types.int8 else _add_rows
+
+    def compiled(x: Any, weight: Any, out: Any) -> Any:
+        kernel(x, weight, out)
+
+    return compiled
+
+
+@overload(_write_logits, jit_options=OVERLOAD_OPTIONS)
+def _write_logits_compiled(weight: Any, h: Any, logits: Any) -> Any:
+    kernel = _write_dots_blocks8 if weight.dtype == types.int8 else _write_dots
+
+    def compiled(weight: Any, h: Any, logits: Any) -> Any:
+        kernel(weight, h, logits)
+
+    return compiled
+
+
+@overload(_copy_row, jit_options=OVERLOAD_OPTIONS)
+def _copy_row_compiled(row: Any, target: Any) -> Any:
+    kernel = float32_from_blocks8 if row.dtype == types.int8 else copy
+
+    def compiled(row: Any, target: Any) -> Any:
+        kernel(row, target)
+
+    return compiled

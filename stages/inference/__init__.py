@@ -32,6 +32,10 @@ from threadloom.stages.inference.generation import (
 from threadloom.stages.inference.harness_model import HarnessModel as HarnessModel
 from threadloom.stages.inference.model import Model as Model, ModelError as ModelError
 from threadloom.stages.inference.sampling import SamplingError as SamplingError, SamplingSettings as SamplingSettings
+from threadloom.stages.inference.stored_weights import (
+    DecodePrecision as DecodePrecision,
+    stored_weights as stored_weights,
+)
 from threadloom.stages.inference.text_evaluation import (
     DocumentLoss as DocumentLoss,
     Loss as Loss,

@@ -16,6 +16,7 @@ from threadloom.kernels import Floats, KVCache, TokenIds
 from threadloom.kernels.common import NO_BORDERS
 from threadloom.pipeline import Arena
 from threadloom.stages.config import InputError
+from threadloom.stages.inference.stored_weights import stored_shape
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.models import Geometry, architecture_of, parameter_shapes
 
@@ -31,16 +32,24 @@ class Decoder:
     not change while the decoder is in use.
     """
 
-    def __init__(self, weights: ModelWeights, geometry: Geometry) -> None:
-        """Raise `GenerationError` if the weights do not have the shapes of `geometry`."""
+    def __init__(self, weights: ModelWeights, geometry: Geometry, stored: ModelWeights | None = None) -> None:
+        """Make a decoder that reads `stored` (`stored_weights`) for each token, and `weights` for a prompt.
+
+        By default both are `weights`. If `stored` are not in float32, keys and values are cached in bfloat16. Raises
+        `GenerationError` if the weights do not have the shapes of `geometry`.
+        """
         _check_weights(weights, geometry)
+        if stored is not None:
+            _check_stored(stored, geometry)
         n, t, width = geometry.layers, geometry.context, geometry.key_value_width
         self._layout = layout = layout_of(geometry)
         self._weights = weights
+        self._stored = weights if stored is None else stored
         self._geometry = geometry
         self._constants = layout.constants(geometry)
         self._layers = [_layer(weights, geometry, number) for number in range(n)]
-        cache = Arena({"keys": (n, t, width), "values": (n, t, width)})
+        format_of_cache = np.float32 if self._stored.wte.dtype == np.float32 else np.uint16
+        cache = Arena({"keys": (n, t, width), "values": (n, t, width)}, format_of_cache)
         self._cache = KVCache(cache["keys"], cache["values"])
         self._scratch = layout.decode_scratch(**Arena(layout.decode_scratch_shapes(geometry)))
         self._logits: Floats = Arena({"logits": (geometry.vocabulary,)})["logits"]
@@ -69,7 +78,7 @@ class Decoder:
             kernels.prefill_cache(acts.qkv, 0, rows, cache)
             acts.x[0][...] = acts.x[1]
         self._layout.decode.next_logits(
-            self._weights, acts.x[0, rows - 1], self._constants, self._scratch.h, self._logits
+            self._stored, acts.x[0, rows - 1], self._constants, self._scratch.h, self._logits
         )
         self._cached = recent.tolist()
         return self._logits
@@ -85,7 +94,7 @@ class Decoder:
             half = max(self._geometry.context // 2, 1)
             return self.prefill([*self._cached, token][-half:])
         self._layout.decode.decode_token(
-            self._weights, self._cache, token, self.position, self._constants, self._scratch, self._logits
+            self._stored, self._cache, token, self.position, self._constants, self._scratch, self._logits
         )
         self._cached.append(token)
         return self._logits
@@ -129,4 +138,19 @@ def _check_weights(weights: ModelWeights, geometry: Geometry) -> None:
                 expected=f"C-contiguous float32 {shape}",
                 got=f"{tensor.dtype} {tensor.shape}",
                 hint="pass the geometry of the model that the weights belong to",
+            )
+
+
+def _check_stored(stored: ModelWeights, geometry: Geometry) -> None:
+    shapes, matrices = parameter_shapes(geometry), layout_of(geometry).decode_matrices
+    for name in {*shapes, *matrices}:
+        tensor = getattr(stored, name)
+        shape = shapes.get(name, shapes["wte"])  # a projection that is tied is not among the parameters
+        known = name in matrices or tensor.dtype == np.float32
+        if not known or tensor.shape != stored_shape(shape, tensor.dtype) or not tensor.flags.c_contiguous:
+            raise GenerationError(
+                f"the stored weights' {name}",
+                expected=f"the form of {shape} that stored_weights gives",
+                got=f"{tensor.dtype} {tensor.shape}",
+                hint="convert the weights of the model with stored_weights",
             )

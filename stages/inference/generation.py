@@ -10,6 +10,7 @@ from threadloom.kernels import Floats, TokenIds
 from threadloom.stages.inference.decoder import Decoder, GenerationError, checked_ids
 from threadloom.stages.inference.model import Model
 from threadloom.stages.inference.sampling import SamplingSettings, sample_token, seeded
+from threadloom.stages.inference.stored_weights import DecodePrecision
 from threadloom.stages.inference.text_stream import StopSearch, TextStream
 from threadloom.stages.layouts import ModelWeights
 from threadloom.stages.models import Geometry
@@ -40,11 +41,13 @@ def generate(
     settings: SamplingSettings,
     seed: int,
     excluded: Sequence[int] | NDArray[np.integer] = (),
+    stored: ModelWeights | None = None,
 ) -> Iterator[int]:
     """Yield `tokens` token ids that continue the prompt, each as soon as it is drawn.
 
-    The ids in `excluded` are never drawn, for example those that the tokenizer has no text for. The weights must not
-    change until the last id has been yielded. All arguments are checked before this returns: raises `GenerationError`
+    The ids in `excluded` are never drawn, for example those that the tokenizer has no text for. `stored` are the
+    weights in the number format of generation (`stored_weights`), by default float32. The weights must not change until
+    the last id has been yielded. All arguments are checked before this returns: raises `GenerationError`
     or `SamplingError`.
     """
     rng = seeded(seed)
@@ -57,7 +60,7 @@ def generate(
         logits[never] = -np.inf
         return sample_token(logits, settings, rng)
 
-    return _continue(Decoder(weights, geometry), prompt, tokens, draw)
+    return _continue(Decoder(weights, geometry, stored), prompt, tokens, draw)
 
 
 def generate_text(
@@ -66,12 +69,14 @@ def generate_text(
     settings: SamplingSettings,
     limits: GenerationLimits,
     seed: int,
+    precision: DecodePrecision = DecodePrecision.FLOAT32,
 ) -> Iterator[str]:
     """Yield the text that continues the prompt, in pieces of whole characters, as it is generated.
 
     Ids without text are never drawn. A token that ends a text is not part of it. Raises as `generate`.
     """
-    ids = generate(model.weights, model.geometry, prompt_ids, limits.tokens, settings, seed, model.ids_without_text)
+    never, stored = model.ids_without_text, model.stored_weights(precision)
+    ids = generate(model.weights, model.geometry, prompt_ids, limits.tokens, settings, seed, never, stored)
     begins = np.array_equal(prompt_ids, model.tokenizer.beginning)
     stream = TextStream(model.tokenizer.decode if begins else model.tokenizer.decode_following)
     return _pieces(model, stream, ids, limits)

@@ -19,6 +19,7 @@ from threadloom.stages.checkpoint import (
 )
 from threadloom.stages.config import InputError, SpecialTokens
 from threadloom.stages.data import Tokenizer, TokenizerError, load_tokenizer
+from threadloom.stages.inference.stored_weights import DecodePrecision, resolved, stored_weights
 from threadloom.stages.layouts import ModelWeights, as_weights
 from threadloom.stages.models import Geometry
 from threadloom.stages.storage import CONFIG_FILE, base_folder, is_adapter_folder, read_adapter_config
@@ -53,6 +54,17 @@ class Model:
     @property
     def packed(self) -> None:
         """None: inference runs in float32, whose GEMMs read `weights`."""
+
+    def stored_weights(self, precision: DecodePrecision) -> ModelWeights:
+        """Return the weights in a number format of generation; they are converted at the first call."""
+        chosen = resolved(precision, self.weights, self.geometry)
+        if chosen not in self._stored:
+            self._stored[chosen] = stored_weights(self.weights, self.geometry, chosen)
+        return self._stored[chosen]
+
+    @cached_property
+    def _stored(self) -> dict[DecodePrecision, ModelWeights]:
+        return {}
 
     @cached_property
     def ids_without_text(self) -> NDArray[np.intp]:

@@ -23,6 +23,7 @@ class Gpt2Layout:
     softmax_rows = 0
     kernels: ModelKernels[Any, Any, Any, Any, Any] = GPT2
     decode = GPT2_DECODE
+    decode_matrices: tuple[str, ...] = ("wte", *LORA_MATRICES)
     decode_scratch = DecodeScratch
 
     def constants(self, geometry: Geometry) -> Any:

@@ -30,6 +30,8 @@ class Layout(Protocol[GeometryT]):
     """The model kernels in float32."""
     decode: DecodeKernels[Any, Any, Any]
     """The kernels of generation, in float32."""
+    decode_matrices: tuple[str, ...]
+    """The fields that generation may read in another number format: all matrices of size."""
     decode_scratch: type[Any]
     """The tuple of the scratch of generation."""
 

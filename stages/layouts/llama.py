@@ -30,6 +30,7 @@ class LlamaLayout:
     softmax_rows = 0
     kernels = LLAMA
     decode = LLAMA_DECODE
+    decode_matrices: tuple[str, ...] = ("wte", "head", *LORA_MATRICES)
     decode_scratch = LlamaDecodeScratch
 
     def constants(self, geometry: LlamaGeometry) -> LlamaConstants:

@@ -12,7 +12,7 @@ from threadloom.stages.tools.common import average_option, base_option, reported
 
 if TYPE_CHECKING:
     from threadloom.stages.config import SpecialTokens
-    from threadloom.stages.inference import GenerationLimits, SamplingSettings
+    from threadloom.stages.inference import DecodePrecision, GenerationLimits, SamplingSettings
 
 
 @click.command()
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
               help="Read special tokens in the prompt, such as <|im_end|>, as tokens, not as text.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(min=0), default=1337, show_default=True,
               help="The same seed gives the same text.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["float32", "bf16", "int8", "auto"]), default="auto",
+              show_default=True,
+              help="Format of the weights. auto: bf16 above 8 million weights, otherwise float32.")  # fmt: skip
 @base_option
 @average_option
 def sample(
@@ -44,6 +47,7 @@ def sample(
     ignore_eos: bool,
     special_tokens: bool,
     seed: int,
+    precision: str,
     **settings: Any,
 ) -> None:
     """Generate text with a trained model.
@@ -54,13 +58,15 @@ def sample(
     """
     with reported_errors():
         from threadloom.stages.config import SpecialTokens
-        from threadloom.stages.inference import GenerationLimits, SamplingSettings
+        from threadloom.stages.inference import DecodePrecision, GenerationLimits, SamplingSettings
 
         begin = time.perf_counter()
         limits = GenerationLimits(tokens, tuple(map(text_argument, stops)), ignore_eos)
         text = None if prompt is None else text_argument(prompt)
         special = SpecialTokens.TOKENS if special_tokens else SpecialTokens.TEXT
-        print_sample(run, text, SamplingSettings(**settings), limits, seed, special, base, average=average)
+        chosen = SamplingSettings(**settings)
+        weights = DecodePrecision(precision)
+        print_sample(run, text, chosen, limits, seed, special, base, average=average, precision=weights)
         logger.debug("at most {} tokens in {:.2f} s", tokens, time.perf_counter() - begin)
 
 
@@ -74,21 +80,23 @@ def print_sample(
     base: Path | None = None,
     *,
     average: bool = False,
+    precision: "DecodePrecision | None" = None,
 ) -> None:
     """Generate a text and print it as it comes. Without a prompt, it is a new text, or one that begins a line.
 
     `special` is the treatment of special tokens in the prompt; by default they are text. `base` and `average` are as in
-    `Model.open`.
+    `Model.open`. `precision` is the number format of the weights, by default float32.
     """
     from threadloom.stages.config import SpecialTokens
-    from threadloom.stages.inference import Model, generate_text
+    from threadloom.stages.inference import DecodePrecision, Model, generate_text
     from threadloom.stages.resolve import float32_settings
 
     model = Model.open(run, base, average=average)
     prompt_ids = model.prompt(prompt, special or SpecialTokens.TEXT) if prompt else model.default_prompt()
     shown = prompt_ids[len(model.tokenizer.beginning) :]
     beginning = prompt or model.tokenizer.decode(shown)
-    pieces = generate_text(model, prompt_ids, settings, limits, seed)
+    precision = precision or DecodePrecision.FLOAT32
+    pieces = generate_text(model, prompt_ids, settings, limits, seed, precision)
     write_output(beginning if beginning.strip() else "", end="")
     try:
         with float32_settings():

@@ -1,0 +1,91 @@
+"""The weights that generation reads, in the number format in which they are fastest.
+
+A step of generation reads each weight once, so the time is that of the memory: 4 bytes for a weight in float32, 2 in
+bfloat16, 34/32 in blocks of 8 bits. Only matrices are converted. Sums, activations, norms and biases are in float32,
+and the prompt is processed with the model's own weights.
+"""
+
+import enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from threadloom.kernels.float32 import blocks8_from_float32, row_bytes
+from threadloom.kernels.simd import bf16_from_float32
+from threadloom.pipeline import Arena
+from threadloom.stages.layouts import ModelWeights, layout_of
+from threadloom.stages.models import Geometry, Shape
+
+CACHED_BYTES = 1 << 25
+"""Bytes of float32 matrices up to which `AUTO` keeps them: a processor's cache may hold them. Not measured at run time,
+so that the text of a seed does not depend on the machine's speed."""
+
+
+class DecodePrecision(enum.Enum):
+    """The number format of the weights and of the cached keys and values during generation."""
+
+    FLOAT32 = "float32"
+    """Everything in float32."""
+    BF16 = "bf16"
+    """Weights, keys and values in bfloat16: each is off by 2**-9 of itself at most."""
+    INT8 = "int8"
+    """Weights in 8 bits by blocks of 32, each off by 0.4 % of the largest of its block at most; keys and values in
+    bfloat16."""
+    AUTO = "auto"
+    """BF16 if the matrices take more than 32 MiB in float32, otherwise FLOAT32."""
+
+
+def resolved(precision: DecodePrecision, weights: ModelWeights, geometry: Geometry) -> DecodePrecision:
+    """Return the precision, or what `AUTO` stands for."""
+    if precision is not DecodePrecision.AUTO:
+        return precision
+    matrices = {id(matrix): matrix.nbytes for matrix in _matrices(weights, geometry).values()}
+    return DecodePrecision.BF16 if sum(matrices.values()) > CACHED_BYTES else DecodePrecision.FLOAT32
+
+
+def stored_weights(weights: ModelWeights, geometry: Geometry, precision: DecodePrecision) -> ModelWeights:
+    """Return the weights with their matrices in a number format; in float32, the same arrays."""
+    chosen = resolved(precision, weights, geometry)
+    if chosen is DecodePrecision.FLOAT32:
+        return weights
+    convert = _as_bf16 if chosen is DecodePrecision.BF16 else _as_blocks8
+    found = dict[int, Any]()  # a tied matrix is converted once
+    fields = _matrices(weights, geometry)
+    for matrix in fields.values():
+        if id(matrix) not in found:
+            found[id(matrix)] = convert(matrix)
+    stored: ModelWeights = weights._replace(**{name: found[id(matrix)] for name, matrix in fields.items()})
+    return stored
+
+
+def stored_shape(shape: Shape, dtype: "np.dtype[np.generic]") -> Shape | None:
+    """Return the shape of a matrix of a model in a number format; None if generation does not have the format."""
+    if dtype in (np.float32, np.uint16):
+        return shape
+    if dtype != np.int8:
+        return None
+    return (shape[0], row_bytes(shape[1])) if len(shape) == 2 else (shape[0], shape[2], row_bytes(shape[1]))
+
+
+def _matrices(weights: ModelWeights, geometry: Geometry) -> dict[str, NDArray[np.float32]]:
+    return {name: getattr(weights, name) for name in layout_of(geometry).decode_matrices}
+
+
+def _as_bf16(matrix: NDArray[np.float32]) -> NDArray[np.uint16]:
+    out: NDArray[np.uint16] = Arena({"bits": matrix.shape}, np.uint16)["bits"]
+    bf16_from_float32(matrix.reshape(-1), out.reshape(-1))
+    return out
+
+
+def _as_blocks8(matrix: NDArray[np.float32]) -> NDArray[np.int8]:
+    """Return rows of blocks: of a matrix (V, C) its rows, of one for each layer (L, I, O) its columns."""
+    if matrix.ndim == 2:
+        rows: NDArray[np.int8] = Arena({"rows": (len(matrix), row_bytes(matrix.shape[1]))}, np.int8)["rows"]
+        blocks8_from_float32(matrix, rows)
+        return rows
+    layers, inputs, outputs = matrix.shape
+    stacked: NDArray[np.int8] = Arena({"rows": (layers, outputs, row_bytes(inputs))}, np.int8)["rows"]
+    for layer, rows in zip(matrix, stacked, strict=True):
+        blocks8_from_float32(np.ascontiguousarray(layer.T), rows)
+    return stacked
