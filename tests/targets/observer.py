@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from llvmlite.binding import Linkage
 from numba.core.registry import CPUDispatcher
 
 from tests.kernels.bits16.support import paths_here
@@ -133,6 +134,14 @@ def _forms(kernel: Any) -> list[Any]:
 
 
 def machine_code(kernel: Any, types: Any) -> str:
-    """Return the assembly of a kernel, compiled in this process or loaded from the cache."""
-    library = kernel.overloads[types].library
-    return str(library.codegen._tm.emit_assembly(library._get_module_for_linking().clone()))
+    """Return the assembly of a kernel, compiled in this process or loaded from the cache.
+
+    The module for callers is kept before LLVM's passes, which are run on a copy of it, as for the kernel.
+    """
+    compiled = kernel.overloads[types]
+    library = compiled.library.codegen.create_library("assembly")
+    module = compiled.library._get_module_for_linking().clone()
+    module.get_function(compiled.fndesc.mangled_name).linkage = Linkage.external  # otherwise no one needs it
+    library._final_module = module
+    library._optimize_final_module()
+    return str(library.codegen._tm.emit_assembly(library._final_module))

@@ -39,8 +39,8 @@ def parquet() -> bytes:
         (b"[1, 2]\n", ".txt", None),
         (b'{"a": cut', ".txt", None),
         (b"\n" + RECORDS, ".jsonl", 2),
-        (gzip.compress(RECORDS), ".jsonl", 2),
-        (gzip.compress(b"plain"), ".txt", None),
+        (gzip.compress(RECORDS, mtime=0), ".jsonl", 2),
+        (gzip.compress(b"plain", mtime=0), ".txt", None),
         (parquet(), ".parquet", 2),
     ],
 )
