@@ -42,10 +42,12 @@ def rounding_error(precision: str) -> float:
     return 0.42 * 2.0 ** -SIGNIFICANT_BITS[precision] * math.sqrt(ROUNDINGS)
 
 
-def check_equal(config: str, sizes: TrainingSizes, delays: Sequence[int], precision: str = FLOAT32) -> str:
+def check_equal(
+    config: str, sizes: TrainingSizes, delays: Sequence[int], precision: str = FLOAT32, peer: Side = Side.EAGER
+) -> str:
     """Compare losses and gradient norms of a few updates. Return a summary; raise CheckFailed if they differ.
 
-    At delay 0 all of them are compared; at another delay only the first update is the same by definition. The peer
+    At delay 0 all of them are compared; at another delay only the first update is the same by definition. The `peer`
     computes in float32, for any precision of threadloom.
     """
     summaries = []
@@ -55,13 +57,14 @@ def check_equal(config: str, sizes: TrainingSizes, delays: Sequence[int], precis
             folder = Path(name)
             with SideWorker(Side.OURS, config, sizes, delay, folder, precision) as ours:
                 starts = [1] * updates if precision in BITS16 else [updates]
-                mine, theirs = _figures(ours, starts, sizes, folder)
-        summaries.append(f"{precision} τ={delay}: {require_equal(mine, theirs, precision)}")
+                mine, theirs = _figures(ours, peer, starts, sizes, folder)
+        summary = require_equal(mine, theirs, precision, peer.framework)
+        summaries.append(f"{precision} τ={delay}: {summary}")
     return "; ".join(summaries)
 
 
-def require_equal(mine: UpdateFigures, theirs: UpdateFigures, precision: str) -> str:
-    """Compare updates of threadloom and PyTorch. Return a summary; raise CheckFailed if they differ.
+def require_equal(mine: UpdateFigures, theirs: UpdateFigures, precision: str, framework: str = "PyTorch") -> str:
+    """Compare updates of threadloom and of a peer. Return a summary; raise CheckFailed if they differ.
 
     In 16 bits each update must begin with the same weights on both sides.
     """
@@ -73,7 +76,7 @@ def require_equal(mine: UpdateFigures, theirs: UpdateFigures, precision: str) ->
         agree = loss[1] <= TOLERANCES_FLOAT32[0] and norm[1] <= TOLERANCES_FLOAT32[1]
     if not agree:
         raise CheckFailed(
-            f"threadloom in {precision} and PyTorch disagree: losses {mine.losses} and {theirs.losses}, "
+            f"threadloom in {precision} and {framework} disagree: losses {mine.losses} and {theirs.losses}, "
             f"gradient norms {mine.grad_norms} and {theirs.grad_norms}"
         )
     updates = f"{mine.updates} update{'s' if mine.updates > 1 else ''}"
@@ -81,7 +84,7 @@ def require_equal(mine: UpdateFigures, theirs: UpdateFigures, precision: str) ->
 
 
 def _figures(
-    ours: SideWorker, starts: Sequence[int], sizes: TrainingSizes, folder: Path
+    ours: SideWorker, side: Side, starts: Sequence[int], sizes: TrainingSizes, folder: Path
 ) -> tuple[UpdateFigures, UpdateFigures]:
     """Return the figures of both sides: for each number in `starts`, so many updates from the same weights.
 
@@ -90,7 +93,7 @@ def _figures(
     pairs = []
     ours.run(0)  # returns once the process has started and written its first inputs
     for updates in starts:
-        with SideWorker(Side.EAGER, "", sizes, folder=folder) as peer:
+        with SideWorker(side, "", sizes, folder=folder) as peer:
             theirs = peer.run(updates)
         pairs.append((ours.run(updates), theirs))
     mine, others = zip(*pairs, strict=True)

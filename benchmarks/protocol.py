@@ -29,7 +29,13 @@ class Side(Enum):
     COMPILED = "PyTorch compile"
     CHECKPOINTED = "PyTorch checkpointed"
     """Eager, with activations recomputed in backward; in fine-tuning only."""
+    JAX = "JAX"
     OURS = "threadloom"
+
+    @property
+    def framework(self) -> str:
+        """The library that trains."""
+        return self.value.split(maxsplit=1)[0]
 
 
 class FineTuning(msgspec.Struct, frozen=True, kw_only=True):

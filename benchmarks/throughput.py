@@ -1,4 +1,4 @@
-"""Training throughput compared with PyTorch: `python -m benchmarks.throughput`.
+"""Training throughput compared with PyTorch and JAX: `python -m benchmarks.throughput`.
 
 First the results are compared: from the same weights and tokens, the losses and gradient norms of some updates must be
 equal within the accuracy of the number format (`benchmarks.agreement`). Then the sides are measured, each in a separate
@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.agreement import BITS16, check_equal
-from benchmarks.model_sizes import model_sizes
+from benchmarks.model_sizes import Gpt2Sizes, model_sizes
 from benchmarks.protocol import FLOAT32, Side, SideWorker, TrainingSizes
 from benchmarks.results import (
     HEADINGS,
@@ -42,7 +42,11 @@ DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized", "llama-small")
 ROUNDS = 5
 LEAST_UPDATES = 3
 """Minimum number of updates per round."""
-INSTALL = "PyTorch is not installed: run `make bench` or `pip install 'threadloom[bench]'`, or pass --no-peers"
+INSTALL = {
+    "torch": "PyTorch is not installed: run `make bench` or `pip install 'threadloom[bench]'`, or pass --no-peers",
+    "jax": "JAX is not installed: run `pip install jax`, or leave out --peer jax",
+}
+GPT2_ALONE = "the peer in JAX is a GPT-2; leave out --peer jax for"
 INCOMPARABLE = "the peer has no biases and no scaled or partial rotary positions; pass --no-peers"
 
 
@@ -103,9 +107,14 @@ def compare_sides(
     model = msgspec.structs.replace(config.model, vocab_size=sizes.model.vocabulary)
     text = to_json(msgspec.structs.replace(config, model=model))
     on_progress("checking that both sides compute the same")
-    every = [check_equal(text, sizes, delays, precision) for precision in precisions] if peers else []
+    frameworks = {side.framework: side for side in reversed(peers)}  # eager, of PyTorch's modes
+    every = [
+        f"{framework}: {check_equal(text, sizes, delays, precision, side)}"
+        for framework, side in reversed(frameworks.items())
+        for precision in precisions
+    ]
     checked = "; ".join(every) or "nothing: no peer was measured"
-    # PyTorch's autocast on a CPU is to bfloat16, also when threadloom runs in float16.
+    # The peers' 16 bits are bfloat16: PyTorch's autocast has no other format on a CPU.
     theirs = dict.fromkeys("bf16" if precision in BITS16 else FLOAT32 for precision in precisions)
     with ExitStack() as stack:
         workers = [SideWorker(side, text, sizes, precision=precision) for precision in theirs for side in peers]
@@ -135,7 +144,7 @@ def machine_line() -> str:
     """Return the machine and the versions of the libraries, as text."""
     machine = detect()
     versions = []
-    for name in ("torch", "numba", "numpy"):
+    for name in ("torch", "jax", "numba", "numpy"):
         try:
             versions.append(f"{name} {version(name)}")
         except PackageNotFoundError:
@@ -189,28 +198,37 @@ def print_comparisons(
     show_default=True,
     help="Precisions of threadloom, for example float32,bf16; for 16 bits PyTorch runs under autocast.",
 )
-@click.option("--peers/--no-peers", default=True, show_default=True, help="Measure PyTorch too.")
+@click.option("--peer", "frameworks", type=click.Choice(["torch", "jax"]), multiple=True, default=["torch"],
+              show_default=True, help="Library to compare with; repeatable.")  # fmt: skip
+@click.option("--peers/--no-peers", default=True, show_default=True, help="Measure the peers too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/throughput"), show_default=True)
 def main(
     *, names: tuple[str, ...], batches: tuple[str, ...], seconds: float, delays: str, compiled: bool, precisions: str,
-    peers: bool, as_json: bool, out: Path,
+    frameworks: tuple[str, ...], peers: bool, as_json: bool, out: Path,
 ) -> None:  # fmt: skip
-    """Measure training throughput and compare it with PyTorch, after checking that both compute the same."""
-    if peers and importlib.util.find_spec("torch") is None:
-        raise click.ClickException(INSTALL)
+    """Measure training throughput and compare it with that of peers, after checking that all compute the same."""
+    wanted_peers = dict.fromkeys(frameworks if peers else ())
+    for framework in wanted_peers:
+        if importlib.util.find_spec(framework) is None:
+            raise click.ClickException(INSTALL[framework])
     try:
         wanted = [int(delay) for delay in delays.split(",")]
         wanted_precisions = [Precision(name).value for name in precisions.split(",")]
         configs = [load_config(name) for name in names or DEFAULT_CONFIGS]
         if batches:
             configs = [with_batch(config, batch) for config in configs for batch in batches]
-        incomparable = [config.name for config in configs if not sizes_of(config, 1).model.comparable]
+        models = {config.name: sizes_of(config, 1).model for config in configs}
+        incomparable = [name for name, model in models.items() if not model.comparable]
+        others = [name for name, model in models.items() if not isinstance(model, Gpt2Sizes)]
     except (ValueError, InputError) as error:
         raise click.ClickException(str(error)) from error
     if peers and incomparable:
         raise click.ClickException(f"{INCOMPARABLE}: {', '.join(incomparable)}")
-    sides = [Side.EAGER, *([Side.COMPILED] if compiled else [])] if peers else []
+    if "jax" in wanted_peers and others:
+        raise click.ClickException(f"{GPT2_ALONE} {', '.join(others)}")
+    sides = [Side.EAGER, *([Side.COMPILED] if compiled else [])] if "torch" in wanted_peers else []
+    sides += [Side.JAX] if "jax" in wanted_peers else []
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 150)
     warn_if_busy(lambda text: console.print(f"warning: {text}", style="yellow", highlight=False))
     comparisons = []

@@ -52,6 +52,11 @@ def build_side(task: Any) -> SideServer:
 
         libraries = resident_bytes()
         return SideServer(ours.Threadloom(task["config"], task["delay"], sizes.threads, folder, precision), libraries)
+    if side is Side.JAX:
+        from benchmarks import peer_jax
+
+        libraries = resident_bytes()
+        return SideServer(peer_jax.Jax(sizes, precision, folder), libraries)
     from benchmarks import peer
 
     libraries = resident_bytes()

@@ -8,8 +8,10 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import save_file
 
-from benchmarks import curves
+from benchmarks import agreement, curves
 from benchmarks.model_sizes import Gpt2Sizes, LlamaSizes, ModelSizes, model_sizes
+from benchmarks.protocol import Side
+from benchmarks.throughput import sizes_of
 from tests import reference
 from tests.error_bounds import mean_and_bound
 from tests.reference import Ids, Rotary, Tensors, llama
@@ -126,3 +128,25 @@ def test_the_curves_of_both_sides_are_compared(schedule: tuple[str, ...], tmp_pa
     ours, theirs = found.values()
     assert len(ours) == len(theirs) == 6
     assert np.abs(np.subtract(ours, theirs)).max() <= 1e-4
+
+
+@pytest.mark.torch
+def test_the_gpt2_in_jax_has_the_loss_of_the_reference() -> None:
+    pytest.importorskip("jax")
+    from benchmarks.peer_jax import mean_loss
+
+    weights = reference.random_tensors(np.random.default_rng(1), 13, 7, 2, 9)
+    ids, targets = np.random.default_rng(3).integers(0, 13, (2, 3, 7))
+    rounded = {name: tensor.astype(np.float32) for name, tensor in weights.items()}
+    found = mean_loss(rounded, ids, targets, 3, np.float32)
+    expected, bound = mean_and_bound(lambda: reference.losses(weights, ids, targets, 3))
+    assert abs(float(found) - expected) <= bound
+
+
+@pytest.mark.torch
+@pytest.mark.timeout(300)  # compiling the kernels takes a minute
+def test_jax_and_threadloom_compute_the_same() -> None:
+    pytest.importorskip("jax")
+    model = Gpt2Config(vocab_size=17, context=6, layers=2, heads=2, channels=8)
+    config = Config(name="tiny", model=model, batch_size=4)
+    assert "3 updates" in agreement.check_equal(to_json(config), sizes_of(config, 2), [0], peer=Side.JAX)

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from hypothesis import example, given, strategies as st
-from numba.core.runtime import _nrt_python, rtsys
 from numpy.typing import DTypeLike, NDArray
 
 from tests.error_bounds import IN_BF16, IN_FP16, Storage, attention_tensors, with_bounds
+from tests.kernels.allocations import allocations
 from tests.kernels.bits16.support import Pages, nearest, numbers, on_path, paths_here
 from tests.kernels.comparison import assert_close, assert_nan_from
 from tests.kernels.support import head_counts, random_shapes
@@ -192,21 +192,5 @@ def test_nothing_is_allocated(fmt: Format) -> None:
     qkv, d_out = fmt.bits(rng.standard_normal((40, 64))), fmt.bits(rng.standard_normal((40, 32)))
     out, d_qkv, lse = np.empty_like(d_out), np.empty_like(qkv), np.empty((2, 4, 20), np.float32)
     acts, scratch = AttentionActivations(qkv, out, lse), scratch_of(pages, 20, 8, heads, fmt)
-    calls: list[tuple[Any, ...]] = [
-        (attention_forward, acts, 2, heads, scratch),
-        (attention_backward, d_out, acts, 2, heads, d_qkv, scratch),
-    ]
-    _nrt_python.memsys_enable_stats()
-    try:
-        for function, *arguments in calls:
-            function(*arguments)
-            before = rtsys.get_allocation_stats().alloc
-            function(*arguments)
-            # Numba keeps a small record of each array that crosses over from Python.
-            parts = [
-                part for argument in arguments for part in (argument if isinstance(argument, tuple) else [argument])
-            ]
-            records = sum(isinstance(part, np.ndarray) for part in parts)
-            assert rtsys.get_allocation_stats().alloc - before == records, function
-    finally:
-        _nrt_python.memsys_disable_stats()
+    assert allocations(attention_forward, acts, 2, heads, scratch) == 0
+    assert allocations(attention_backward, d_out, acts, 2, heads, d_qkv, scratch) == 0
