@@ -29,12 +29,12 @@ NORM_EPSILON, CLIP_EPSILON = 1e-5, 1e-6
 def random_weights(sizes: Gpt2Sizes, seed: int = 0) -> Tensors:
     """Return initial weights under threadloom's names: matrices (layers, in, out), vectors (layers, size)."""
     rng, c, n = np.random.default_rng(seed), sizes.channels, sizes.layers
-    found: Tensors = {"wte": (sizes.vocabulary, c), "wpe": (sizes.context, c)}
-    found |= {
+    shapes: dict[str, tuple[int, ...]] = {"wte": (sizes.vocabulary, c), "wpe": (sizes.context, c)}
+    shapes |= {
         f"{name}_weight": (n, inputs * c, outputs * c)
         for name, (inputs, outputs) in zip(LINEAR, ((1, 3), (1, 1), (1, 4), (4, 1)), strict=True)
     }
-    found = {name: rng.normal(0.0, 0.02, shape).astype(np.float32) for name, shape in found.items()}
+    found: Tensors = {name: 0.02 * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     found |= {f"{name}_bias": np.zeros((n, found[f"{name}_weight"].shape[2]), np.float32) for name in LINEAR}
     for name, shape in (("ln1", (n, c)), ("ln2", (n, c)), ("lnf", (c,))):
         found |= {f"{name}_weight": np.ones(shape, np.float32), f"{name}_bias": np.zeros(shape, np.float32)}
@@ -143,4 +143,5 @@ def _endless(sizes: TrainingSizes) -> Iterator[tuple[Any, Any]]:
     """Yield random tokens."""
     rng, shape = np.random.default_rng(0), (sizes.sequences, sizes.model.context)
     while True:
-        yield tuple(rng.integers(0, sizes.model.vocabulary, shape, np.int32) for _ in range(2))
+        ids, targets = (rng.integers(0, sizes.model.vocabulary, shape, np.int32) for _ in range(2))
+        yield ids, targets

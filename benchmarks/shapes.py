@@ -190,7 +190,7 @@ def shape_dict(result: ShapeResult) -> dict[str, Any]:
 def main(names: tuple[str, ...], seconds: float, compiled: bool, precision: str, out: Path) -> None:
     """Compare training throughput with PyTorch on shapes of all kinds; exit status 1 if threadloom is slower."""
     if importlib.util.find_spec("torch") is None:
-        raise click.ClickException(INSTALL)
+        raise click.ClickException(INSTALL["torch"])
     try:
         shapes = [TrainingShape.parse(name) for name in names] or list(SHAPES)
     except (ValueError, TypeError) as error:

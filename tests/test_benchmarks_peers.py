@@ -148,5 +148,5 @@ def test_the_gpt2_in_jax_has_the_loss_of_the_reference() -> None:
 def test_jax_and_threadloom_compute_the_same() -> None:
     pytest.importorskip("jax")
     model = Gpt2Config(vocab_size=17, context=6, layers=2, heads=2, channels=8)
-    config = Config(name="tiny", model=model, batch_size=4)
+    config = Config(name="tiny", model=model, batch_size=4, steps=3)
     assert "3 updates" in agreement.check_equal(to_json(config), sizes_of(config, 2), [0], peer=Side.JAX)
