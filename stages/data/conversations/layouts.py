@@ -63,7 +63,7 @@ class _OpenAiMessage(msgspec.Struct):
                 raise _WrongRecord(
                     f"calls of tools by the assistant alone, in message {number}", f"some by {role.value}"
                 )
-            _require_levels(self.tool_calls, f"tool_calls of message {number}")
+            _require_json(self.tool_calls, f"tool_calls of message {number}")
             further["tool_calls"] = self.tool_calls
             if self.content is None:  # transformers leaves out what is null
                 further["content"] = ABSENT
@@ -153,6 +153,7 @@ _AUTHORS = _ROLES | {"human": Role.USER, "gpt": Role.ASSISTANT, "chatgpt": Role.
 
 _MOST_LEVELS = 200
 """Levels of the calls of tools, and of tools: as of a record of JSON Lines."""
+_JSON_TYPES = (Mapping, list, tuple, str, int, float, type(None))
 
 KEYS: tuple[tuple[frozenset[str], ConversationLayout], ...] = (
     (frozenset({"messages"}), ConversationLayout.OPENAI),
@@ -207,20 +208,23 @@ def _tools(tools: list[dict[str, Any]] | str | None) -> tuple[Any, ...] | None:
     if isinstance(tools, str):
         try:
             tools = msgspec.json.decode(tools, type=list[dict[str, Any]]) if tools.strip() else None
-        except (msgspec.MsgspecError, RecursionError) as error:
+        except (msgspec.MsgspecError, RecursionError, UnicodeEncodeError) as error:
             raise _WrongRecord("a list of tools as `tools`, or its JSON as a text", f"a text: {error}") from error
     if tools is None:
         return None
-    _require_levels(tools, "`tools`")
+    _require_json(tools, "`tools`")
     return tuple(tools)
 
 
-def _require_levels(value: object, what: str) -> None:
-    """Raise _WrongRecord for a JSON value that is nested more deeply than a record of JSON Lines may be."""
+def _require_json(value: object, what: str) -> None:
+    """Raise _WrongRecord for a value without a JSON type, such as a date of Parquet, or with too many levels."""
     level = [value]
     for _ in range(_MOST_LEVELS):
         if not level:
             return
+        other = next((each for each in level if not isinstance(each, _JSON_TYPES)), None)
+        if other is not None:
+            raise _WrongRecord(f"values that JSON has in {what}", f"one of the type {type(other).__name__}")
         level = [inner for each in level for inner in _inner(each)]
     raise _WrongRecord(f"at most {_MOST_LEVELS} levels in {what}", "more")
 

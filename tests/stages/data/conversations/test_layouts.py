@@ -1,6 +1,7 @@
 """Records with conversations: the layouts, their recognition, and a sentence for each wrong record."""
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +125,9 @@ DEEP = nested(10_000)
         (chat(ASKED, ANSWERED | {"tool_calls": [{"id": DEEP}]}), "at most 200 levels in tool_calls of message 2"),
         (chat(ASKED, ANSWERED) | {"tools": [{"id": DEEP}]}, "at most 200 levels in `tools`"),
         (chat(ASKED, ANSWERED) | {"tools": "[{"}, "a list of tools as `tools`, or its JSON as a text"),
+        (chat(ASKED, ANSWERED | {"tool_calls": [{"id": date(2024, 1, 1)}]}), "in tool_calls of message 2, got one of"),
+        (chat(ASKED, ANSWERED) | {"tools": [{"a": [{"b": b"c"}]}]}, "in `tools`, got one of the type bytes"),
+        (chat(ASKED, ANSWERED) | {"tools": "\ud83d"}, "a list of tools as `tools`, or its JSON as a text"),
         (chat(ASKED, ANSWERED) | {"tools": "[1]"}, "Expected `object`, got `int` - at `$[0]`"),
         (chat({"role": "user", "content": [{"type": "image_url", "image_url": {}}]}), "a part of the type 'image_url'"),
         (chat(ASKED, ANSWERED | {"content": "\ud83d"}), "the lone surrogate U+D83D"),
