@@ -15,14 +15,16 @@ from threadloom.stages.data.documents import Span
 def rendered_turns(renderer: TemplateRenderer, conversation: Conversation) -> tuple[str, tuple[Span, ...]]:
     """Return the text of a conversation and its parts that count; raises ConversationError, ChatTemplateError."""
     text, spans = (marked_turns if renderer.marked else prefix_turns)(renderer, conversation)
+    own = "\n".join(text[start:end] for start, end in spans)  # the tools are in the text, even if no call is
     for number, message in enumerate(conversation.messages, start=1):
-        lost = next((name for name in message.called if name not in text), None)
+        written = own if message.counted else text
+        lost = next((name for name in message.called if name not in written), None)
         if lost is not None:
             raise ConversationError(
                 conversation.origin,
-                expected=f"the call of {lost[:80]!r} in the text of the conversation",
+                expected=f"the call of {lost[:80]!r} in the text of the assistant",
                 got="none",
-                cause=f"{renderer.template.name} does not write calls of tools",
+                cause=f"{renderer.template.name} does not write calls of tools, or not where the assistant writes",
                 hint="set data.chat_template to a template that does",
                 part=f"message {number}",
             )

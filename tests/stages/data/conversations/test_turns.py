@@ -254,3 +254,7 @@ def test_calls_that_a_template_does_not_write_are_refused() -> None:
         reader(QWEN) as other,
     ):
         other.document(chat, ORIGIN)
+    without = QWEN.replace("messages %}", "messages %}{{ tools | tojson if loop.first }}", 1)
+    assert without != QWEN
+    with pytest.raises(ConversationError, match="the call of 'add' in the text"), reader(without) as other:
+        other.document(chat | {"tools": [TOOL]}, ORIGIN)
