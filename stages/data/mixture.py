@@ -58,7 +58,8 @@ class Mixture:
     @property
     def shares(self) -> tuple[float, ...]:
         """Share of each source among the sequences."""
-        return tuple(weight / sum(self.weights) for weight in self.weights)
+        exact = list(map(Fraction, self.weights))  # the sum of floats may be infinite
+        return tuple(float(weight / sum(exact)) for weight in exact)
 
     def source(self, seed: int, batch: int, sequence: int) -> int:
         """Return the number of the source that a sequence of a batch is drawn from.

@@ -53,6 +53,11 @@ def test_sequences_of_each_source_are_numbered_in_the_order_of_the_run(weights: 
         assert SourceTurns(weights, seed).place(number) == turns.place(number)
 
 
+def test_shares_of_the_largest_and_smallest_weights_are_finite() -> None:
+    assert mixture((1e308, 1e308, 1e308)).shares == (1 / 3, 1 / 3, 1 / 3)
+    assert mixture((1e308, 5e-324, 1e308)).shares == (0.5, 0.0, 0.5)
+
+
 def test_sources_are_in_random_order_within_a_block() -> None:
     runs = [SourceTurns([1, 1], seed) for seed in range(200)]
     found = np.array([[turns.place(number).source for number in range(64)] for turns in runs])
