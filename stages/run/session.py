@@ -127,6 +127,7 @@ def train(
             choice = choose_precision_here(config, allow_slow=start is not None)
         config = with_precision(config, choice.precision)
         data = prepared_texts(config, corpus, run, mode, None if force else detect().memory_available)
+        corpus = None  # closes the temporary file of its conversations, whose disk space the checkpoints may need
         config = _with_bands(config, data)
         threads = stage_threads(config).count
         if tuned:

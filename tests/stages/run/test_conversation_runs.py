@@ -1,9 +1,11 @@
 """Runs on conversations: what is trained, from the file to the loss, against an independent mask and float64 model."""
 
 import json
+import weakref
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,10 +20,12 @@ from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.config import BatchSizes, Config, ConversationLayout, TokenizerKind
 from threadloom.stages.data import TextError, TokenBatches, TokenFile, load_tokenizer
+from threadloom.stages.data.conversations import record_documents
+from threadloom.stages.data.conversations.rendered import RenderedConversations
 from threadloom.stages.inference import TextOptions, evaluate_text
 from threadloom.stages.models import parameter_shapes
 from threadloom.stages.resolve import apply_overrides
-from threadloom.stages.run import train
+from threadloom.stages.run import session, train
 from threadloom.stages.storage import RunDirectory, RunMode, read_metrics
 
 pytestmark = [pytest.mark.timeout(600), STORY]  # includes minutes of compiling with an empty cache
@@ -155,3 +159,25 @@ def test_a_run_on_conversations_learns_and_resumes_with_the_same_weights(tmp_pat
         np.testing.assert_array_equal(arenas[0].flat, arenas[1].flat)
     scores = [record["val_loss"] for record in read_metrics(whole.metrics) if "val_loss" in record]
     assert scores[-1] < scores[0]
+
+
+def test_the_file_of_rendered_conversations_is_closed_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, found = weakref.WeakSet[RenderedConversations](), list[int]()
+
+    class Watched(RenderedConversations):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.add(self)
+            found.append(len(made))
+
+    def training(*_: object) -> None:
+        found.append(len(made))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(record_documents, "RenderedConversations", Watched)
+    monkeypatch.setattr(session, "_train", training)
+    with pytest.raises(KeyboardInterrupt):
+        train(chats(tmp_path), tmp_path / "run", tuned=False)
+    assert found == [1, 0]
