@@ -4,6 +4,7 @@ The code is x86-64's in AT&T syntax, or 64-bit Arm's.
 """
 
 import re
+from itertools import zip_longest
 
 _LABEL = re.compile(r"^(\.?LBB\d+_\d+):", re.MULTILINE)
 _X86_ARITHMETIC = re.compile(
@@ -25,7 +26,7 @@ def innermost_loops(code: str) -> list[list[str]]:
     """
     loops = []
     labels = list(_LABEL.finditer(code))
-    for label, following in zip(labels, [*labels[1:], None], strict=True):
+    for label, following in zip_longest(labels, labels[1:]):
         block = code[label.end() : following.start() if following else len(code)]
         back = list(re.finditer(rf"^\s+[a-z][\w.]*\s+(?:.*,\s*)?{re.escape(label[1])}$", block, re.MULTILINE))
         if back:
