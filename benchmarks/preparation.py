@@ -13,7 +13,6 @@ Goals: 0.9 of the library's rate, peak memory under 500 MB for a text of any len
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ import msgspec
 import numpy as np
 
 from threadloom.stages.config import Config, DataConfig, Gpt2Config, TokenizerKind
+from threadloom.stages.console import peak_resident_bytes
 from threadloom.stages.data import create_tokenizer, prepare, read_text
 from threadloom.stages.resolve import apply_overrides
 
@@ -94,7 +94,7 @@ def library(text: Path, tokenizer: Path) -> Measured:
         seconds += time.perf_counter() - start
         tokens += sum(len(encoding) for encoding in encodings)
         characters += sum(map(len, batch))
-    return Measured(seconds, time.perf_counter() - begin - seconds, characters, tokens, peak_bytes())
+    return Measured(seconds, time.perf_counter() - begin - seconds, characters, tokens, peak_resident_bytes())
 
 
 def threadloom(text: Path, tokenizer: Path) -> Measured:
@@ -109,12 +109,9 @@ def threadloom(text: Path, tokenizer: Path) -> Measured:
     with tempfile.TemporaryDirectory(dir=text.parent) as folder:
         data = prepare(config.data, config.model, found, Path(folder))
         seconds = time.perf_counter() - read
-        return Measured(seconds, read - begin, found.characters, len(data.train) + len(data.validation), peak_bytes())
-
-
-def peak_bytes() -> int:
-    """Return the peak memory of this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return Measured(
+            seconds, read - begin, found.characters, len(data.train) + len(data.validation), peak_resident_bytes()
+        )
 
 
 CONTESTANTS = {"library": library, "threadloom": threadloom}
