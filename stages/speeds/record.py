@@ -8,7 +8,6 @@ A damaged file, or one of another processor, version or kernel, is measured agai
 a time, and others wait for its result. If the file cannot be written, each process measures for itself, and says so.
 """
 
-import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -16,18 +15,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
-from loguru import logger
 
 from threadloom.kernels import GemmBackend, blas_info
-from threadloom.kernels.compiling import SOURCES, TARGET, write_problem
+from threadloom.kernels.compiling import SOURCES, TARGET
 from threadloom.kernels.simd import low_precision_info
 from threadloom.stages.machine import cache_root, detect
 from threadloom.stages.speeds.measuring import Speeds, measure_speeds
 from threadloom.stages.speeds.products import COLUMNS, INNER, PRODUCTS, ROWS
-from threadloom.stages.storage import atomic_write, file_lock
-
-LOCK_TIMEOUT = 30.0
-"""Seconds to wait for another process that measures, which may have to compile its kernels."""
+from threadloom.stages.speeds.stored import measured_once, read_record
 
 
 class SpeedsRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -61,14 +56,8 @@ def speeds_path() -> Path:
 
 def read_speeds(path: Path, key: Mapping[str, str]) -> Speeds | None:
     """Return the speeds in a file, or None if it is missing, damaged or has another key."""
-    try:
-        record = msgspec.json.decode(path.read_bytes(), type=SpeedsRecord)
-    except FileNotFoundError:
-        return None
-    except (OSError, msgspec.DecodeError) as error:
-        logger.debug("the speeds in {} cannot be read and are measured again: {}", path, error)
-        return None
-    return record.speeds if record.key == key else None
+    record = read_record(path, SpeedsRecord)
+    return record.speeds if record and record.key == key else None
 
 
 def stored_speeds(path: Path, key: Mapping[str, str], measure: Callable[[], Speeds]) -> Speeds:
@@ -76,31 +65,13 @@ def stored_speeds(path: Path, key: Mapping[str, str], measure: Callable[[], Spee
 
     Errors of reading, locking or writing the file are logged, not raised.
     """
-    found = read_speeds(path, key)
-    if found is not None:
-        return found
-    with contextlib.ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(file_lock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT))
-        except OSError as error:
-            logger.debug("measuring without the lock of {}: {}", path, error)
-        found = read_speeds(path, key)  # another process may have measured while this one waited
-        if found is not None:
-            return found
-        if problem := write_problem(path.parent):
-            logger.warning(
-                "measuring the speed of each precision; the result cannot be kept in {} ({}). Hint: set "
-                "THREADLOOM_CACHE to a folder that you can write", path.parent, problem,
-            )  # fmt: skip
-        else:
-            logger.info("measuring the speed of each precision, once; the result is stored in {}", path)
-        measured = measure()
-        try:
-            atomic_write(path, msgspec.json.format(msgspec.json.encode(SpeedsRecord(dict(key), measured))))
-        except OSError as error:
-            logger.debug("the speeds are not stored: {}", error)
-        return measured
+    return measured_once(
+        path,
+        "the speed of each precision",
+        read=lambda: read_speeds(path, key),
+        measure=measure,
+        encode=lambda speeds: msgspec.json.encode(SpeedsRecord(dict(key), speeds)),
+    )
 
 
 _measuring = threading.Lock()  # concurrent measurements would halve each other's speeds

@@ -8,7 +8,6 @@ another machine, may use others. It is kept with everything that the figures dep
 Without such a file the variant that reads A in place is used for everything.
 """
 
-import contextlib
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -22,8 +21,8 @@ from threadloom.kernels import GemmBackend, Op, gemm, gemm_backend
 from threadloom.kernels.compiling import JIT_ENABLED
 from threadloom.kernels.matmul import VARIANTS, GemmVariant, ProductKind, gemm_variants
 from threadloom.stages.machine import cache_root, detect
-from threadloom.stages.speeds.record import LOCK_TIMEOUT, speeds_key
-from threadloom.stages.storage import atomic_write, file_lock
+from threadloom.stages.speeds.record import speeds_key
+from threadloom.stages.speeds.stored import measured_once, read_record
 
 MIN_GAIN = 1.03
 """Speed-up over reading A in place from which another variant is chosen: measurements vary by as much."""
@@ -66,15 +65,15 @@ def variants_key() -> dict[str, str]:
 
 def read_variants(path: Path, key: Mapping[str, str]) -> VariantSpeeds | None:
     """Return the figures in a file, or None if it is missing, damaged or has another key."""
+    record = read_record(path, VariantsRecord)
+    if record is None or record.key != key:
+        return None
     try:
-        record = msgspec.json.decode(path.read_bytes(), type=VariantsRecord)
         record.speeds.variants()
-    except FileNotFoundError:
+    except ValueError as error:
+        logger.debug("the variants in {} are measured again: {}", path, error)
         return None
-    except (OSError, msgspec.DecodeError, ValueError) as error:
-        logger.debug("the variants in {} cannot be read and are measured again: {}", path, error)
-        return None
-    return record.speeds if record.key == key else None
+    return record.speeds
 
 
 def choose_variants(seconds: Mapping[str, Mapping[str, list[float]]]) -> dict[str, str]:
@@ -151,20 +150,10 @@ def variant_speeds_here() -> VariantSpeeds | None:
     if not JIT_ENABLED:
         return None
     path, key = variants_path(), variants_key()
-    if (found := read_variants(path, key)) is not None:
-        return found
-    with contextlib.ExitStack() as stack:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(file_lock(path.with_suffix(".lock"), timeout=LOCK_TIMEOUT))
-        except OSError as error:
-            logger.debug("measuring without the lock of {}: {}", path, error)
-        if (found := read_variants(path, key)) is not None:  # another process measured while this one waited
-            return found
-        logger.info("measuring the variants of the float32 GEMM, once; the result is stored in {}", path)
-        measured = measure_variants()
-        try:
-            atomic_write(path, msgspec.json.format(msgspec.json.encode(VariantsRecord(key, measured))))
-        except OSError as error:
-            logger.debug("the variants are not stored: {}", error)
-        return measured
+    return measured_once(
+        path,
+        "the variants of the float32 GEMM",
+        read=lambda: read_variants(path, key),
+        measure=measure_variants,
+        encode=lambda speeds: msgspec.json.encode(VariantsRecord(key, speeds)),
+    )

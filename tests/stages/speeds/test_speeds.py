@@ -12,7 +12,7 @@ import pytest
 
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.resolve.resolution import ROWS_PER_MICRO_BATCH
-from threadloom.stages.speeds import measuring, record
+from threadloom.stages.speeds import measuring, record, stored
 from threadloom.stages.speeds.measuring import Speeds, measure_speeds
 from threadloom.stages.speeds.products import OPERATIONS, PRODUCTS, ROWS
 from threadloom.stages.speeds.record import read_speeds, speeds_here, speeds_key, stored_speeds
@@ -142,7 +142,7 @@ def test_another_process_that_measures_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_waiting_for_another_process_times_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(record, "LOCK_TIMEOUT", 0.05)
+    monkeypatch.setattr(stored, "LOCK_TIMEOUT", 0.05)
     path = tmp_path / "precision.json"
 
     def measure() -> Speeds:
