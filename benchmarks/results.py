@@ -4,14 +4,16 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from textwrap import wrap
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-PEER_COLOURS = ("#8b95a5", "#c3a46b", "#5d6675", "#94743a")
+PEER_COLOURS = ("#8b95a5", "#c3a46b", "#5d6675", "#94743a", "#b7bec9", "#e0c9a0", "#39414e", "#6d4f1f")
 OUR_COLOURS = ("#2563eb", "#0f9d75", "#b4348f", "#6d5bd0")
 MAX_HORIZONTAL = 4
 """Maximum number of sides with horizontal labels above the bars; labels of more sides are vertical."""
+LEGEND_COLUMNS = 4
 INK, FAINT = "#1f2937", "#d7dce3"
 
 
@@ -128,14 +130,16 @@ def comparison_figure(comparisons: Sequence[ThroughputComparison], machine: str)
             vertical = len(names) > MAX_HORIZONTAL
             _label_above(speed, at, max(middle, *ratios), f"{side.median:,.0f}", vertical)
             _label_above(memory, at, share, f"{side.peak_bytes / 1e9:.2f} GB", vertical)
-    _style_axes(speed, f"tokens/s\nrelative to {_base_name(comparisons)}")
-    _style_axes(memory, "peak memory,\nrelative")
+    style_axes(speed, f"tokens/s\nrelative to {_base_name(comparisons)}")
+    style_axes(memory, "peak memory,\nrelative")
     memory.set_xticks(range(len(comparisons)), [comparison.config for comparison in comparisons], fontsize=10)
-    speed.set_title("Training throughput", loc="left", color=INK, fontsize=12, fontweight="bold", pad=26)
-    memory.set_xlabel(f"\n{machine}", color=INK, fontsize=8)
-    speed.legend(
-        loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=len(names), frameon=False, labelcolor=INK, fontsize=9
-    )
+    speed.set_title("Training throughput", loc="left", color=INK, fontsize=12, fontweight="bold")
+    drawn.supxlabel("\n".join(wrap(machine, 100)), color=INK, fontsize=8)
+    handles, labels = speed.get_legend_handles_labels()
+    drawn.legend(
+        handles=handles, labels=labels,
+        loc="outside upper left", ncols=LEGEND_COLUMNS, frameon=False, labelcolor=INK, fontsize=9,
+    )  # fmt: skip
     return drawn
 
 
@@ -157,7 +161,7 @@ def _base_name(comparisons: Sequence[ThroughputComparison]) -> str:
     return sides[0].name
 
 
-def _style_axes(axes: Axes, label: str) -> None:
+def style_axes(axes: Axes, label: str) -> None:
     axes.set_ylabel(label, color=INK)
     axes.axhline(1.0, color=INK, linewidth=0.9, linestyle=(0, (4, 3)), zorder=0)
     axes.grid(axis="y", color=FAINT, linewidth=0.8)

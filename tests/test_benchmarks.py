@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from safetensors.numpy import load_file
 
-from benchmarks import agreement, convergence, summary, throughput
+from benchmarks import agreement, convergence, processors, summary, throughput
 from benchmarks.protocol import Side, SideWorker, UpdateFigures
 from benchmarks.results import (
     SideResult,
@@ -88,6 +88,48 @@ def test_several_comparisons_on_one_page(tmp_path: Path) -> None:
     assert "| `small` | 160 | 340 | 2.00 (2.00 to 3.00) | 1.88 | 0.45 of 0.90 GB (0.50) |" in text
     assert text.count("`gpt2`") == 1, "it was not measured in bfloat16"
     assert (tmp_path / "summary.png").stat().st_size > 10_000
+
+
+def test_a_processor_is_added_and_drawn_beside_the_others(tmp_path: Path) -> None:
+    autocast = SideResult("PyTorch eager bf16", False, [150.0, 160.0, 170.0], 1_000_000_000, 0)
+    jax = SideResult("JAX", False, [1000.0, 1000.0, 1000.0], 1_000_000_000, 0)
+    low = SideResult("threadloom bf16 τ=0", True, [450.0, 320.0, 340.0], 450_000_000, 0)
+    throughput.write_results(
+        tmp_path, [ThroughputComparison("small", 1e9, "equal", [EAGER, COMPILED, jax, autocast, OURS, low])]
+    )
+    folder, picture, results = tmp_path / "kinds", tmp_path / "kinds.png", str(tmp_path / "throughput.json")
+    for name in ("AMD EPYC, Zen 4", "Intel (AMX)"):
+        named = ["--add", name, "--date", "2026-11-28", "--command", "python -m benchmarks.throughput"]
+        arguments = [results, *named, "--folder", str(folder), "--out", str(picture)]
+        done = CliRunner().invoke(processors.main, arguments, catch_exceptions=False)
+        assert done.exit_code == 0
+    assert [path.name for path in sorted(folder.iterdir())] == ["amd-epyc-zen-4.json", "intel-amx.json"]
+    kinds = processors.read_processors(folder)
+    full, half = kinds[0].ratios
+    assert (full.median, full.lowest, full.highest) == (2.0, 1.0, 2.0), "of PyTorch's fastest mode, without JAX"
+    assert (half.median, half.lowest, half.highest) == (2.0, 2.0, 3.0)
+    drawn = processors.processors_figure(kinds)
+    assert [patch.get_height() for patch in drawn.axes[1].patches] == [2.0, 2.0]  # type: ignore[attr-defined]
+    assert picture.stat().st_size > 10_000
+
+
+def test_a_processor_needs_its_name_date_and_command(tmp_path: Path) -> None:
+    done = CliRunner().invoke(processors.main, ["--add", "AMD", "--folder", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "--date" in done.output
+    empty = CliRunner().invoke(processors.main, ["--folder", str(tmp_path)])
+    assert empty.exit_code == 1
+    assert "no measurements in" in empty.output
+
+
+def test_the_kept_measurements_are_those_of_the_pages() -> None:
+    kinds = processors.read_processors(processors.FOLDER)
+    assert len(kinds) >= 2
+    book = (processors.FOLDER.parent / "performance.md").read_text("utf-8")
+    for kind in kinds:
+        for ratio in kind.ratios:
+            row = f"{ratio.median:.2f} ({ratio.lowest:.2f} to {ratio.highest:.2f})"
+            assert row in book, f"{kind.name}, {ratio.config}: {row}"
 
 
 def test_a_table_has_only_sides_of_its_precision() -> None:

@@ -5,9 +5,10 @@ its score (larger is better) and cost, so that tests run it with made-up figures
 
 A round of a race measures the best choice so far and its alternatives once, every other round in reverse order, and
 compares each alternative with the best choice in the same round only, so that a temporary slowdown of the machine
-affects both. From the second round on the slower half is dropped. A choice is finally compared with the defaults in
-alternating pairs, and accepted only if it is better by a minimum in the median, and in every pair (one of eight may be
-lost).
+affects both. From the second round on the slower half is dropped, and the last one may lose one round of five. A choice
+is finally compared with the defaults in alternating pairs, and accepted only if it is better by a minimum in the median
+and chance is unlikely: equal choices would win that many pairs with a small probability. Eight pairs that do not
+decide are continued.
 """
 
 import math
@@ -22,9 +23,15 @@ GAIN = 0.02
 """Minimum relative gain to replace the defaults."""
 HOPELESS = 0.8
 """An alternative below this fraction of the best of its first round is dropped at once."""
-RACE_ROUNDS = 3
-MIN_PAIRS, PAIRS = 4, 8
-"""Minimum and maximum number of pairs in the comparison with the defaults."""
+RACE_ROUNDS, LONG_RACE = 3, 5
+"""Rounds of a race, and those of a race whose last alternative has lost one round."""
+MIN_PAIRS, PAIRS, MOST_PAIRS = 4, 8, 16
+"""Number of pairs in the comparison with the defaults: minimum, usual, and maximum if the usual one does not decide."""
+CHANCE, LATE_CHANCE = 1 / 16, 0.02
+"""Largest probability of the won pairs for equal choices, in the usual number of pairs and beyond it. The second one is
+smaller, because a comparison that goes on has two occasions to be won by chance."""
+FINAL_SHARE = 0.2
+"""Share of the budget that races leave to the comparison with the defaults, within those numbers of pairs."""
 RECENT = 8
 """Number of recent trials whose largest cost is expected of the next one."""
 
@@ -75,10 +82,14 @@ class Comparison(Generic[Choice]):
         return sum(ratio > 1.0 for ratio in self.ratios)
 
     @property
+    def chance(self) -> float:
+        """The probability that equal choices win as many rounds or more: 1/16 for 4 of 4, 9/256 for 7 of 8."""
+        return chance_of(len(self.ratios), self.won)
+
+    @property
     def significant(self) -> bool:
-        """True if chance is unlikely: equal choices win 7 of 8 pairs with p = 9/256, and 4 of 4 with 1/16."""
-        pairs = len(self.ratios)
-        return self.ratio >= 1.0 + GAIN and pairs - self.won <= pairs // PAIRS
+        """True if the choice is better by `GAIN`, and chance is unlikely."""
+        return self.ratio >= 1.0 + GAIN and self.chance <= (CHANCE if len(self.ratios) <= PAIRS else LATE_CHANCE)
 
     def describe(self, base: str) -> str:
         """Return the figures as text: 1.20 times `base` (quartiles ...), faster in 8 of 8 alternating pairs."""
@@ -87,6 +98,11 @@ class Comparison(Generic[Choice]):
             f"{self.ratio:.2f} times {base} (quartiles {low:.2f} and {high:.2f}), faster in {self.won} of "
             f"{len(self.ratios)} alternating pairs"
         )
+
+
+def chance_of(rounds: int, won: int) -> float:
+    """Return the probability that one of two equal choices wins `won` rounds or more."""
+    return sum(math.comb(rounds, number) for number in range(won, rounds + 1)) / 2.0**rounds
 
 
 @dataclass
@@ -113,23 +129,32 @@ class TrialBudget(Generic[Choice, Result]):
 
     def left(self) -> int:
         """Return the number of trials that fit in the remaining time."""
-        return int((self.budget - self.spent) / max(max(self.costs[-RECENT:], default=math.inf), 1e-9))
+        return int((self.budget - self.spent) / self._expected())
+
+    def left_for_races(self) -> int:
+        """Return the number of trials that fit before the comparison with the defaults.
+
+        No choice is accepted without that comparison. With few pairs it rejects better choices, since all have to be
+        won, so two tunings of one machine would end with different settings.
+        """
+        pairs = int(FINAL_SHARE * self.budget / self._expected()) // 2
+        return self.left() - 2 * min(max(pairs, MIN_PAIRS), PAIRS)
 
     def room(self) -> int:
-        """Return the number of alternatives that a race of two rounds can have.
+        """Return the number of alternatives that a race of two rounds can have."""
+        return self.left_for_races() // 2 - 1
 
-        Time is reserved for the comparison with the defaults, without which no choice is accepted.
-        """
-        return (self.left() - 2 * MIN_PAIRS) // 2 - 1
+    def _expected(self) -> float:
+        return max(max(self.costs[-RECENT:], default=math.inf), 1e-9)
 
 
 def race(base: Choice, candidates: Sequence[Choice], budget: TrialBudget[Choice, Result]) -> list[Comparison[Choice]]:
-    """Run rounds until one candidate is left; from the second round on the slower half is dropped."""
+    """Run rounds until one candidate is left and decided; from the second round on the slower half is dropped."""
     rates: dict[Choice, list[float]] = {choice: [] for choice in candidates}
     ratios: dict[Choice, list[float]] = {choice: [] for choice in candidates}
     left, done = list(candidates), 0
-    while left and (done < RACE_ROUNDS or len(left) > 1):
-        if budget.left() < len(left) + 1 + 2 * MIN_PAIRS:
+    while left and (len(left) > 1 or done < RACE_ROUNDS or _is_open(ratios[left[0]])):
+        if budget.left_for_races() < len(left) + 1:
             break
         order = [base, *left] if done % 2 == 0 else [*reversed(left), base]
         measured = {choice: budget.run(choice) for choice in order}
@@ -150,10 +175,19 @@ def race(base: Choice, candidates: Sequence[Choice], budget: TrialBudget[Choice,
     ]
 
 
+def _is_open(ratios: Sequence[float]) -> bool:
+    """Return True if one lost round does not decide yet, which more rounds do."""
+    lost = sum(ratio <= 1.0 for ratio in ratios)
+    return len(ratios) < LONG_RACE and lost == 1 and statistics.median(ratios) > 1.0 + MARGIN
+
+
 def winner_of(rows: Sequence[Comparison[Choice]]) -> Choice | None:
-    """Return the choice that won a race: every round of two or more, by more than `MARGIN` in the median; or None."""
+    """Return the choice that won a race by more than `MARGIN` in the median, or None.
+
+    It has won every round of two or more, or all but one of `LONG_RACE`.
+    """
     best = max((row for row in rows if len(row.ratios) > 1), key=rank, default=None)
-    if best is None or best.ratio <= 1.0 + MARGIN or best.won < len(best.ratios):
+    if best is None or best.ratio <= 1.0 + MARGIN or len(best.ratios) - best.won > len(best.ratios) // LONG_RACE:
         return None
     return best.choice
 
@@ -175,12 +209,21 @@ def rank(row: Comparison[Choice]) -> tuple[int, float]:
 
 
 def compare_pairs(best: Choice, default: Choice, budget: TrialBudget[Choice, Result]) -> Comparison[Choice]:
-    """Compare the best choice with the defaults in alternating pairs, as many as the budget permits."""
-    rates: list[float] = []
-    ratios: list[float] = []
-    while len(ratios) < PAIRS and (len(ratios) < MIN_PAIRS or budget.left() >= 2):
-        order = (default, best) if len(ratios) % 2 == 0 else (best, default)
+    """Compare the best choice with the defaults in alternating pairs, as many as the budget permits and it takes."""
+    compared = Comparison(best, default, (), ())
+    while len(compared.ratios) < MIN_PAIRS or (
+        len(compared.ratios) < MOST_PAIRS and budget.left() >= 2 and not _is_decided(compared)
+    ):
+        order = (default, best) if len(compared.ratios) % 2 == 0 else (best, default)
         measured = {choice: budget.run(choice) for choice in order}
-        rates.append(measured[best])
-        ratios.append(measured[best] / measured[default])
-    return Comparison(best, default, tuple(rates), tuple(ratios))
+        ratio = measured[best] / measured[default]
+        compared = Comparison(best, default, (*compared.rates, measured[best]), (*compared.ratios, ratio))
+    return compared
+
+
+def _is_decided(compared: Comparison[Choice]) -> bool:
+    """Return True if no more pairs are needed, or they could not make the difference significant."""
+    pairs = len(compared.ratios)
+    if pairs < PAIRS:
+        return False
+    return compared.significant or chance_of(MOST_PAIRS, MOST_PAIRS - (pairs - compared.won)) > LATE_CHANCE
