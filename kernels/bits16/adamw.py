@@ -2,19 +2,24 @@
 
 Each kernel has the bits of the one of the same name without `_packed`, with weight decay.
 
-A block of 32 rows is updated, then packed twice: as pairs of rows for GEMMs with W, and as one panel for GEMMs with its
-transpose (`kernels.matmul.pack`). So packing costs a write of four bytes per weight, and no read.
+A block of 32 rows is updated and rounded, then packed twice (`kernels.bits16.row_packing`): as pairs of rows for GEMMs
+with W, and as one panel for GEMMs with its transpose (`kernels.matmul.pack`). So packing costs a write of four bytes
+per weight, and no read.
 """
 
 import numpy as np
 
+from threadloom.kernels.bits16.row_packing import CHUNK, finish_stores, keep_rounded, pack_block, rounded_buffer
 from threadloom.kernels.bits16.tensors import PackedPair
 from threadloom.kernels.common import (
+    AdamWFactors,
     AdamWStep,
+    DelayedAdamWFactors,
     DelayedAdamWStep,
-    adamw_forecast_update,
-    adamw_lead_update,
-    adamw_update,
+    adamw_direction,
+    adamw_element,
+    adamw_factors,
+    delayed_adamw_factors,
 )
 from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp
 from threadloom.kernels.matmul import PANEL, Op, PackedBits, pack_float32, pack_pair
@@ -72,6 +77,22 @@ def pack_rows(weights: Floats, first_row: int, pair: PackedPair) -> None:
 
 
 @jit_strict_fp
+def _update_row(
+    weights: Floats, new_weights: Floats, gradient: Floats, m: Floats, v: Floats, f: AdamWFactors, buffer: int, row: int
+) -> None:
+    if weights.ctypes.data == new_weights.ctypes.data:  # two names of one array would not vectorise
+        for i in range(weights.shape[0]):
+            new, m[i], v[i] = adamw_element(weights[i], gradient[i], m[i], v[i], f)
+            weights[i] = new
+            keep_rounded(buffer, row, i, new)
+    else:
+        for i in range(weights.shape[0]):
+            new, m[i], v[i] = adamw_element(weights[i], gradient[i], m[i], v[i], f)
+            new_weights[i] = new
+            keep_rounded(buffer, row, i, new)
+
+
+@jit_strict_fp
 def adamw_update_packed(
     weights: Floats,
     new_weights: Floats,
@@ -86,14 +107,43 @@ def adamw_update_packed(
 
     New weights and moments are the same bits as those of `adamw_update`.
     """
-    for begin in range(0, weights.shape[0], BLOCK):
-        rows = slice(begin, min(begin + BLOCK, weights.shape[0]))
-        new, count = new_weights[rows], new_weights[rows].size
-        adamw_update(
-            weights[rows].reshape(count), new.reshape(count), gradient[rows].reshape(count),
-            m[rows].reshape(count), v[rows].reshape(count), count, step,
-        )  # fmt: skip
-        pack_rows(new, first_row + begin, pair)
+    f = adamw_factors(step, step.weight_decay)
+    buffer, (rows, columns) = rounded_buffer(), new_weights.shape
+    for begin in range(0, rows, BLOCK):
+        end = min(begin + BLOCK, rows)
+        for a in range(0, columns, CHUNK):
+            b = min(a + CHUNK, columns)
+            for r in range(begin, end):
+                _update_row(
+                    weights[r][a:b], new_weights[r][a:b], gradient[r][a:b], m[r][a:b], v[r][a:b], f, buffer, r - begin
+                )
+            pack_block(new_weights[begin:end, a:b], buffer, a, first_row + begin, pair)
+    finish_stores()
+
+
+@jit_strict_fp
+def _lead_row(
+    weights: Floats,
+    new_weights: Floats,
+    gradient: Floats,
+    m: Floats,
+    v: Floats,
+    f: DelayedAdamWFactors,
+    buffer: int,
+    row: int,
+) -> None:
+    if weights.ctypes.data == new_weights.ctypes.data:
+        for i in range(weights.shape[0]):
+            d, m[i], v[i] = adamw_direction(gradient[i], m[i], v[i], f)
+            new = weights[i] * f.keep - f.lr * d
+            weights[i] = new
+            keep_rounded(buffer, row, i, new)
+    else:
+        for i in range(weights.shape[0]):
+            d, m[i], v[i] = adamw_direction(gradient[i], m[i], v[i], f)
+            new = weights[i] * f.keep - f.lr * d
+            new_weights[i] = new
+            keep_rounded(buffer, row, i, new)
 
 
 @jit_strict_fp
@@ -108,14 +158,38 @@ def adamw_lead_update_packed(
     step: DelayedAdamWStep,
 ) -> None:
     """Apply `adamw_lead_update` to rows of one matrix, all (rows, O), and `pack_rows` to the new weights."""
-    for begin in range(0, weights.shape[0], BLOCK):
-        rows = slice(begin, min(begin + BLOCK, weights.shape[0]))
-        new, count = new_weights[rows], new_weights[rows].size
-        adamw_lead_update(
-            weights[rows].reshape(count), new.reshape(count), gradient[rows].reshape(count),
-            m[rows].reshape(count), v[rows].reshape(count), count, step,
-        )  # fmt: skip
-        pack_rows(new, first_row + begin, pair)
+    f = delayed_adamw_factors(step, step.weight_decay)
+    buffer, (rows, columns) = rounded_buffer(), new_weights.shape
+    for begin in range(0, rows, BLOCK):
+        end = min(begin + BLOCK, rows)
+        for a in range(0, columns, CHUNK):
+            b = min(a + CHUNK, columns)
+            for r in range(begin, end):
+                _lead_row(
+                    weights[r][a:b], new_weights[r][a:b], gradient[r][a:b], m[r][a:b], v[r][a:b], f, buffer, r - begin
+                )
+            pack_block(new_weights[begin:end, a:b], buffer, a, first_row + begin, pair)
+    finish_stores()
+
+
+@jit_strict_fp
+def _forecast_row(
+    forecast: Floats,
+    gradient: Floats,
+    m: Floats,
+    v: Floats,
+    weights: Floats,
+    f: DelayedAdamWFactors,
+    buffer: int,
+    row: int,
+) -> None:
+    for i in range(weights.shape[0]):
+        d, m[i], v[i] = adamw_direction(gradient[i], m[i], v[i], f)
+        new = weights[i] * f.keep - f.lr * d
+        weights[i] = new
+        ahead = new - f.horizon * d
+        forecast[i] = ahead
+        keep_rounded(buffer, row, i, ahead)
 
 
 @jit_strict_fp
@@ -130,12 +204,19 @@ def adamw_forecast_update_packed(
     pair: PackedPair,
     step: DelayedAdamWStep,
 ) -> None:
-    """Apply `adamw_forecast_update` to rows of one matrix, all (rows, O), and `pack_rows` to the forecast."""
-    for begin in range(0, weights.shape[0], BLOCK):
-        rows = slice(begin, min(begin + BLOCK, weights.shape[0]))
-        new, count = forecast[rows], forecast[rows].size
-        adamw_forecast_update(
-            old[rows].reshape(count), new.reshape(count), gradient[rows].reshape(count), m[rows].reshape(count),
-            v[rows].reshape(count), weights[rows].reshape(count), count, step,
-        )  # fmt: skip
-        pack_rows(new, first_row + begin, pair)
+    """Apply `adamw_forecast_update` to rows of one matrix, all (rows, O), and `pack_rows` to the forecast.
+
+    As there, `old` is not read.
+    """
+    f = delayed_adamw_factors(step, step.weight_decay)
+    buffer, (rows, columns) = rounded_buffer(), forecast.shape
+    for begin in range(0, rows, BLOCK):
+        end = min(begin + BLOCK, rows)
+        for a in range(0, columns, CHUNK):
+            b = min(a + CHUNK, columns)
+            for r in range(begin, end):
+                _forecast_row(
+                    forecast[r][a:b], gradient[r][a:b], m[r][a:b], v[r][a:b], weights[r][a:b], f, buffer, r - begin
+                )
+            pack_block(forecast[begin:end, a:b], buffer, a, first_row + begin, pair)
+    finish_stores()

@@ -13,11 +13,20 @@ from threadloom.kernels.common.accumulation import (
     single_writer as single_writer,
     wait_for_predecessor as wait_for_predecessor,
 )
-from threadloom.kernels.common.adamw import AdamWStep as AdamWStep, adamw_update as adamw_update
+from threadloom.kernels.common.adamw import (
+    AdamWFactors as AdamWFactors,
+    AdamWStep as AdamWStep,
+    adamw_element as adamw_element,
+    adamw_factors as adamw_factors,
+    adamw_update as adamw_update,
+)
 from threadloom.kernels.common.adamw_delayed import (
+    DelayedAdamWFactors as DelayedAdamWFactors,
     DelayedAdamWStep as DelayedAdamWStep,
+    adamw_direction as adamw_direction,
     adamw_forecast_update as adamw_forecast_update,
     adamw_lead_update as adamw_lead_update,
+    delayed_adamw_factors as delayed_adamw_factors,
 )
 from threadloom.kernels.common.averaging import average_weights as average_weights
 from threadloom.kernels.common.bands import (

@@ -21,7 +21,7 @@ class AdamWStep(NamedTuple):
     grad_scale: float  # clip factor, multiplied with the gradient first; 1 for none
 
 
-class _Factors(NamedTuple):
+class AdamWFactors(NamedTuple):
     """Factors of one update in float32, as used in the loop."""
 
     beta1: np.float32
@@ -36,8 +36,9 @@ class _Factors(NamedTuple):
 
 
 @jit_strict_fp
-def _factors(step: AdamWStep, decay: float) -> _Factors:
-    return _Factors(
+def adamw_factors(step: AdamWStep, decay: float) -> AdamWFactors:
+    """Return the factors of elements with the weight decay `decay`."""
+    return AdamWFactors(
         np.float32(step.beta1),
         np.float32(1.0 - step.beta1),
         np.float32(step.beta2),
@@ -51,8 +52,8 @@ def _factors(step: AdamWStep, decay: float) -> _Factors:
 
 
 @jit_strict_inline
-def _element(
-    weight: np.float32, g: np.float32, m: np.float32, v: np.float32, f: _Factors
+def adamw_element(
+    weight: np.float32, g: np.float32, m: np.float32, v: np.float32, f: AdamWFactors
 ) -> tuple[np.float32, np.float32, np.float32]:
     """Return the new weight and moments of one element."""
     clipped = g * f.clip
@@ -62,14 +63,16 @@ def _element(
 
 
 @jit_strict_fp
-def _update_range(weights: Floats, new_weights: Floats, gradient: Floats, m: Floats, v: Floats, f: _Factors) -> None:
+def _update_range(
+    weights: Floats, new_weights: Floats, gradient: Floats, m: Floats, v: Floats, f: AdamWFactors
+) -> None:
     """Update a range whose elements all have the same weight decay."""
     if weights.ctypes.data == new_weights.ctypes.data:  # two names of one array would not vectorise
         for i in range(weights.shape[0]):
-            weights[i], m[i], v[i] = _element(weights[i], gradient[i], m[i], v[i], f)
+            weights[i], m[i], v[i] = adamw_element(weights[i], gradient[i], m[i], v[i], f)
     else:
         for i in range(weights.shape[0]):
-            new_weights[i], m[i], v[i] = _element(weights[i], gradient[i], m[i], v[i], f)
+            new_weights[i], m[i], v[i] = adamw_element(weights[i], gradient[i], m[i], v[i], f)
 
 
 @jit_strict_fp
@@ -82,6 +85,6 @@ def adamw_update(
     overlap it partially. The result of an element depends on that element alone, bit for bit, so an arena may be split
     anywhere: a slice has ``min(max(decayed - start, 0), length)`` decayed elements.
     """
-    with_decay, without, d = _factors(step, step.weight_decay), _factors(step, 0.0), decayed
+    with_decay, without, d = adamw_factors(step, step.weight_decay), adamw_factors(step, 0.0), decayed
     _update_range(weights[:d], new_weights[:d], gradient[:d], m[:d], v[:d], with_decay)
     _update_range(weights[d:], new_weights[d:], gradient[d:], m[d:], v[d:], without)

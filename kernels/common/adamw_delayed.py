@@ -37,7 +37,7 @@ class DelayedAdamWStep(NamedTuple):
     grad_scale: float  # clip factor, multiplied with the gradient first; 1 for none
 
 
-class _Factors(NamedTuple):
+class DelayedAdamWFactors(NamedTuple):
     """Factors of one update in float32, as used in the loop."""
 
     beta1: np.float32
@@ -55,8 +55,9 @@ class _Factors(NamedTuple):
 
 
 @jit_strict_fp
-def _factors(step: DelayedAdamWStep, decay: float) -> _Factors:
-    return _Factors(
+def delayed_adamw_factors(step: DelayedAdamWStep, decay: float) -> DelayedAdamWFactors:
+    """Return the factors of elements with the weight decay `decay`."""
+    return DelayedAdamWFactors(
         np.float32(step.beta1),
         np.float32(1.0 - step.beta1),
         np.float32(step.beta2),
@@ -73,7 +74,9 @@ def _factors(step: DelayedAdamWStep, decay: float) -> _Factors:
 
 
 @jit_strict_inline
-def _direction(g: np.float32, m: np.float32, v: np.float32, f: _Factors) -> tuple[np.float32, np.float32, np.float32]:
+def adamw_direction(
+    g: np.float32, m: np.float32, v: np.float32, f: DelayedAdamWFactors
+) -> tuple[np.float32, np.float32, np.float32]:
     """Return the direction d and the new moments of one element."""
     clipped = g * f.clip
     first = f.beta1 * m + f.rest1 * clipped
@@ -82,15 +85,17 @@ def _direction(g: np.float32, m: np.float32, v: np.float32, f: _Factors) -> tupl
 
 
 @jit_strict_fp
-def _lead_range(weights: Floats, new_weights: Floats, gradient: Floats, m: Floats, v: Floats, f: _Factors) -> None:
+def _lead_range(
+    weights: Floats, new_weights: Floats, gradient: Floats, m: Floats, v: Floats, f: DelayedAdamWFactors
+) -> None:
     """Update a range whose elements all have the same weight decay."""
     if weights.ctypes.data == new_weights.ctypes.data:  # two names of one array would not vectorise
         for i in range(weights.shape[0]):
-            d, m[i], v[i] = _direction(gradient[i], m[i], v[i], f)
+            d, m[i], v[i] = adamw_direction(gradient[i], m[i], v[i], f)
             weights[i] = weights[i] * f.keep - f.lr * d
     else:
         for i in range(weights.shape[0]):
-            d, m[i], v[i] = _direction(gradient[i], m[i], v[i], f)
+            d, m[i], v[i] = adamw_direction(gradient[i], m[i], v[i], f)
             new_weights[i] = weights[i] * f.keep - f.lr * d
 
 
@@ -99,15 +104,17 @@ def adamw_lead_update(
     weights: Floats, new_weights: Floats, gradient: Floats, m: Floats, v: Floats, decayed: int, step: DelayedAdamWStep
 ) -> None:
     """Write w' to `new_weights` and update the moments in place, as `adamw_update` does; `step.horizon` is not used."""
-    with_decay, without, d = _factors(step, step.weight_decay), _factors(step, 0.0), decayed
+    with_decay, without, d = delayed_adamw_factors(step, step.weight_decay), delayed_adamw_factors(step, 0.0), decayed
     _lead_range(weights[:d], new_weights[:d], gradient[:d], m[:d], v[:d], with_decay)
     _lead_range(weights[d:], new_weights[d:], gradient[d:], m[d:], v[d:], without)
 
 
 @jit_strict_fp
-def _forecast_range(forecast: Floats, gradient: Floats, m: Floats, v: Floats, weights: Floats, f: _Factors) -> None:
+def _forecast_range(
+    forecast: Floats, gradient: Floats, m: Floats, v: Floats, weights: Floats, f: DelayedAdamWFactors
+) -> None:
     for i in range(weights.shape[0]):
-        d, m[i], v[i] = _direction(gradient[i], m[i], v[i], f)
+        d, m[i], v[i] = adamw_direction(gradient[i], m[i], v[i], f)
         new = weights[i] * f.keep - f.lr * d
         weights[i] = new
         forecast[i] = new - f.horizon * d
@@ -129,6 +136,6 @@ def adamw_forecast_update(
     Decoupled weight decay applies to the first `decayed` elements. `old`, the forecast before this update, is not read.
     The result of an element depends on that element alone, bit for bit, so an arena may be split anywhere.
     """
-    with_decay, without, d = _factors(step, step.weight_decay), _factors(step, 0.0), decayed
+    with_decay, without, d = delayed_adamw_factors(step, step.weight_decay), delayed_adamw_factors(step, 0.0), decayed
     _forecast_range(forecast[:d], gradient[:d], m[:d], v[:d], weights[:d], with_decay)
     _forecast_range(forecast[d:], gradient[d:], m[d:], v[d:], weights[d:], without)

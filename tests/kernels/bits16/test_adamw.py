@@ -11,13 +11,21 @@ from numpy.typing import NDArray
 from tests.kernels.bits16.formats import pack
 from tests.kernels.bits16.support import Pages, nearest
 from tests.kernels.support import random_shapes
-from threadloom.kernels.bits16.adamw import BLOCK, adamw_update_packed, pack_rows
+from threadloom.kernels.bits16.adamw import (
+    BLOCK,
+    adamw_forecast_update_packed,
+    adamw_lead_update_packed,
+    adamw_update_packed,
+    pack_rows,
+)
+from threadloom.kernels.bits16.row_packing import CHUNK
 from threadloom.kernels.bits16.tensors import PackedPair
 from threadloom.kernels.common.adamw import AdamWStep, adamw_update
+from threadloom.kernels.common.adamw_delayed import DelayedAdamWStep, adamw_forecast_update, adamw_lead_update
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.kernels.matmul.operands import Op
-from threadloom.kernels.matmul.pack import pack_float32, packed_shape
+from threadloom.kernels.matmul.pack import PANEL, pack_float32, packed_shape
 
 LARGEST = 150 if JIT_ENABLED else 70
 Words = NDArray[np.uint32]
@@ -157,3 +165,41 @@ def test_numbers_that_are_not_finite_stay_so() -> None:
         halves = words[0].view(np.uint16).reshape(-1, 32, 2).transpose(0, 2, 1).reshape(-1, 32)[:3, :3]
         found = (halves.astype(np.uint32) << 16).view(np.float32)
         np.testing.assert_array_equal(found, right)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(BLOCK + 1, CHUNK + PANEL + 3), (2 * BLOCK, PANEL), (3, 5)])
+@pytest.mark.parametrize("at_end", [False, True])
+def test_updates_of_any_form_pack_what_they_write(rows: int, columns: int, at_end: bool) -> None:
+    """Rows wider than a chunk, whole squares only, and none; at addresses of whole cache lines, and not."""
+    rng = np.random.default_rng([rows, columns])
+    pages = Pages(at_end)
+    first = rng.standard_normal((5, rows, columns), np.float32)
+    first[-1] = np.abs(first[-1])  # the second moment
+    delayed = DelayedAdamWStep(3e-3, 0.9, 0.99, 1e-8, 0.1, 1.0 - 0.9**3, 1.0 - 0.9**2, 1.0 - 0.99**3, 0.5, 2.0, 0.3)
+
+    def run(name: str, *, packs: bool) -> tuple[list[Floats], PackedPair]:
+        arrays = [pages.copy(array) for array in first]
+        flat = [array.reshape(-1) for array in arrays]
+        pair, count = empty_pair(pages, rows, columns), rows * columns
+        weights, new, gradient, m, v = arrays if packs else flat
+        match name, packs:
+            case "plain", True:
+                adamw_update_packed(weights, new, gradient, m, v, 0, pair, make_step())
+            case "plain", False:
+                adamw_update(weights, new, gradient, m, v, count, make_step())
+            case "lead", True:
+                adamw_lead_update_packed(weights, new, gradient, m, v, 0, pair, delayed)
+            case "lead", False:
+                adamw_lead_update(weights, new, gradient, m, v, count, delayed)
+            case _, True:
+                adamw_forecast_update_packed(weights, new, gradient, m, v, weights, 0, pair, delayed)
+            case _, False:
+                adamw_forecast_update(weights, new, gradient, m, v, weights, count, delayed)
+        return arrays, pair
+
+    for name in ("plain", "lead", "forecast"):
+        (found, pair), (expected, _) = run(name, packs=True), run(name, packs=False)
+        for array, right in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(array, right)
+        for words, right_words in zip(pair, packed_pair(found[1]), strict=True):
+            np.testing.assert_array_equal(words, right_words)
