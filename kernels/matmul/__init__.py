@@ -16,7 +16,6 @@ from threadloom.kernels.matmul.backend import (
     blas_info as blas_info,
     gemm as gemm,
     gemm_backend as gemm_backend,
-    gemm_variants as gemm_variants,
 )
 from threadloom.kernels.matmul.bf16 import (
     gemm_bf16 as gemm_bf16,
@@ -58,6 +57,8 @@ from threadloom.kernels.matmul.split import gemm_split as gemm_split, prepare_sp
 from threadloom.kernels.matmul.tile import WIDE_TILE as WIDE_TILE, TileShape as TileShape, make_tile as make_tile
 from threadloom.kernels.matmul.variants import (
     VARIANTS as VARIANTS,
+    WIDE as WIDE,
     GemmVariant as GemmVariant,
     ProductKind as ProductKind,
+    gemm_variants as gemm_variants,
 )

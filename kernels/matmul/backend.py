@@ -11,7 +11,7 @@ processor has no AVX-512.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -26,11 +26,9 @@ from threadloom.kernels.matmul.blas import (
     library_so_far,
     loaded_library,
 )
-from threadloom.kernels.matmul.float32 import gemm_blocked
+from threadloom.kernels.matmul.float32 import call_blocked, prepare_blocked
 from threadloom.kernels.matmul.operands import GemmArgs, Op, gemm_args
-from threadloom.kernels.matmul.packed import call_packed, prepare_packed
 from threadloom.kernels.matmul.split import call_split, multiply_split, prepare_split
-from threadloom.kernels.matmul.variants import IN_PLACE, GemmVariant, ProductKind, set_variants, variant_of
 
 
 class GemmBackend(Enum):
@@ -108,19 +106,9 @@ def gemm_backend(backend: GemmBackend) -> Iterator[None]:
         raise RuntimeError(f"no BLAS is available ({library.reason}); install scipy")
     if backend is GemmBackend.BF16X3:
         prepare_split()
+    elif backend is GemmBackend.NUMBA:
+        prepare_blocked()
     with _switch.set_to(backend):
-        yield
-
-
-@contextmanager
-def gemm_variants(chosen: Mapping[ProductKind, GemmVariant]) -> Iterator[None]:
-    """Let the kinds of product in `chosen` use these variants of Numba's GEMM within the ``with`` block.
-
-    Every variant gives the same bits. The choice is process-wide: enter it while no other thread is inside a kernel.
-    """
-    if any(variant is not GemmVariant.IN_PLACE for variant in chosen.values()):
-        prepare_packed()
-    with set_variants(chosen):
         yield
 
 
@@ -129,10 +117,7 @@ def gemm_at(p: GemmArgs) -> None:
     """Compute ``p.out = alpha * op(a) @ op(b) + beta * out`` on the process's backend; for compiled code only."""
     backend = _read_backend()
     if backend == _NUMBA:
-        if variant_of(p) == IN_PLACE:
-            gemm_blocked(p)
-        else:
-            call_packed(p)
+        call_blocked(p)
     elif backend == _BF16X3:
         call_split(p)
     else:

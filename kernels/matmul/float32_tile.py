@@ -1,10 +1,11 @@
-"""Innermost float32 product: a tile of the result in vector registers, of any height, with explicit LLVM vectors.
+"""Innermost float32 product: a tile of the result in vector registers, of any height, one or two vectors wide.
 
 For each k, the vectors of a packed row of B are multiplied by the elements of A's rows, each broadcast to all lanes.
 Each element of the tile is one chain of fused multiply-adds along k, then ``alpha * sum + beta * out``: its bits depend
-on neither the height of the tile nor the place of A.
+on neither the size of the tile nor the place of A.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llvmlite import ir
@@ -26,7 +27,7 @@ from threadloom.kernels.simd import (
 
 VECTORS = 2
 WIDTH = VECTORS * LANES
-"""Columns of a tile, and of a packed panel of B."""
+"""Columns of a full tile, and of a packed panel of B."""
 
 
 class RowsOfA(NamedTuple):
@@ -42,10 +43,11 @@ def _element(builder: Any, base: Any, index: Any) -> Any:
     return builder.gep(builder.inttoptr(base, FLOAT32.as_pointer()), [index])
 
 
-def _emit_sums(builder: Any, height: int, source: Any, panel: Any, depth: Any) -> list[list[Any]]:
+def _emit_sums(builder: Any, size: tuple[int, int], source: Any, panel: Any, depth: Any) -> list[list[Any]]:
     """Emit the loop along k; return the stack slots of the accumulators, which LLVM promotes to registers."""
+    height, vectors = size
     a, row_stride, k_stride = cgutils.unpack_tuple(builder, source, 3)
-    sums = [[cgutils.alloca_once(builder, FLOAT32_VECTOR) for _ in range(VECTORS)] for _ in range(height)]
+    sums = [[cgutils.alloca_once(builder, FLOAT32_VECTOR) for _ in range(vectors)] for _ in range(height)]
     for row in sums:
         for slot in row:
             builder.store(ir.Constant(FLOAT32_VECTOR, None), slot)
@@ -53,7 +55,7 @@ def _emit_sums(builder: Any, height: int, source: Any, panel: Any, depth: Any) -
         line = builder.mul(loop.index, int64(4 * WIDTH))
         columns = [
             builder.load(pointer(builder, FLOAT32_VECTOR, panel, line, int64(4 * v)), align=4 * LANES)
-            for v in range(0, WIDTH, LANES)
+            for v in range(0, vectors * LANES, LANES)
         ]
         along_k = builder.mul(loop.index, k_stride)
         for i, row in enumerate(sums):
@@ -64,8 +66,32 @@ def _emit_sums(builder: Any, height: int, source: Any, panel: Any, depth: Any) -
     return sums
 
 
+def _emit_tile(builder: Any, size: tuple[int, int], arguments: Sequence[Any]) -> None:
+    """Emit the sums of a tile and their storing; the arguments are those of `make_float32_tile`."""
+    source, panel, depth, out, alpha, beta = arguments
+    sums = _emit_sums(builder, size, source, panel, depth)
+    address, stride = cgutils.unpack_tuple(builder, out, 2)
+    alphas, betas = broadcast(builder, alpha, FLOAT32_VECTOR), broadcast(builder, beta, FLOAT32_VECTOR)
+    overwrite = builder.fcmp_ordered("==", beta, ir.Constant(FLOAT32, 0.0))
+    with builder.if_else(overwrite) as (then, otherwise):
+        for branch, reads in ((then, False), (otherwise, True)):
+            with branch:
+                for i, row in enumerate(sums):
+                    for v, slot in enumerate(row):
+                        offset = builder.mul(stride, int64(i))
+                        place = pointer(builder, FLOAT32_VECTOR, address, offset, int64(4 * LANES * v))
+                        value = builder.fmul(alphas, builder.load(slot))
+                        if reads:
+                            value = fused_multiply_add(builder, betas, builder.load(place, align=4), value)
+                        builder.store(value, place, align=4)
+
+
+def _types_of_tile() -> tuple[Any, ...]:
+    return (numba_type(RowsOfA), types.intp, types.intp, numba_type(MatrixRef), types.float32, types.float32)
+
+
 def make_float32_tile(height: int) -> Any:
-    """Return the intrinsic ``tile(source, panel, depth, out, alpha, beta)`` for `height` rows.
+    """Return the intrinsic ``tile(source, panel, depth, out, alpha, beta)`` for `height` rows of `WIDTH` columns.
 
     It computes ``out = alpha * op(A) @ panel + beta * out`` for a `RowsOfA` and the address of a packed panel; `out` is
     a `MatrixRef`. With ``beta == 0`` the tile is not read.
@@ -74,26 +100,38 @@ def make_float32_tile(height: int) -> Any:
     @intrinsic
     def tile(typing_context: Any, source: Any, panel: Any, depth: Any, out: Any, alpha: Any, beta: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            source, panel, depth, out, alpha, beta = arguments
-            sums = _emit_sums(builder, height, source, panel, depth)
-            address, stride = cgutils.unpack_tuple(builder, out, 2)
-            alphas, betas = broadcast(builder, alpha, FLOAT32_VECTOR), broadcast(builder, beta, FLOAT32_VECTOR)
-            overwrite = builder.fcmp_ordered("==", beta, ir.Constant(FLOAT32, 0.0))
-            with builder.if_else(overwrite) as (then, otherwise):
-                for branch, reads in ((then, False), (otherwise, True)):
-                    with branch:
-                        for i, row in enumerate(sums):
-                            for v, slot in enumerate(row):
-                                offset = builder.mul(stride, int64(i))
-                                place = pointer(builder, FLOAT32_VECTOR, address, offset, int64(4 * LANES * v))
-                                value = builder.fmul(alphas, builder.load(slot))
-                                if reads:
-                                    value = fused_multiply_add(builder, betas, builder.load(place, align=4), value)
-                                builder.store(value, place, align=4)
+            _emit_tile(builder, (height, VECTORS), arguments)
             return context.get_dummy_value()
 
-        matrix = numba_type(MatrixRef)
-        scalars = (types.float32, types.float32)
-        return types.void(numba_type(RowsOfA), types.intp, types.intp, matrix, *scalars), codegen
+        return types.void(*_types_of_tile()), codegen
+
+    return tile
+
+
+def make_float32_tiles(heights: Sequence[int], vectors: int) -> Any:
+    """Return the intrinsic ``tile(height, source, panel, depth, out, alpha, beta)``, a tile of one of `heights` rows.
+
+    It has the first `vectors` vectors of the panel's columns. Otherwise it is a tile of `make_float32_tile`; for
+    another height it does nothing.
+    """
+
+    @intrinsic
+    def tile(
+        typing_context: Any, height: Any, source: Any, panel: Any, depth: Any, out: Any, alpha: Any, beta: Any
+    ) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            height, *others = arguments
+            end = builder.append_basic_block("tiles.end")
+            choice = builder.switch(height, end)
+            for rows in heights:
+                block = builder.append_basic_block(f"tile.{rows}")
+                choice.add_case(int64(rows), block)
+                builder.position_at_end(block)
+                _emit_tile(builder, (rows, vectors), others)
+                builder.branch(end)
+            builder.position_at_end(end)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, *_types_of_tile()), codegen
 
     return tile

@@ -18,7 +18,7 @@ from threadloom.kernels.simd import LANES
 class GemmVariant(Enum):
     """How Numba's float32 GEMM multiplies. Tall tiles need the registers of AVX-512; elsewhere they are low ones."""
 
-    IN_PLACE = "in-place"  # A read in place unless transposed: `kernels.matmul.float32`
+    IN_PLACE = "in-place"  # A read in place, unless it is transposed and many panels use it
     PACKED = "packed"  # A packed once a block
     PACKED_PREFETCH = "packed-prefetch"  # and the tile of the result and the next panel of B prefetched
     TALL = "tall"  # A packed, tiles of 14 rows
@@ -76,8 +76,11 @@ def current_variants() -> dict[ProductKind, GemmVariant]:
 
 
 @contextmanager
-def set_variants(chosen: Mapping[ProductKind, GemmVariant]) -> Iterator[None]:
-    """Select variants within the ``with`` block, without preparing them; `kernels.matmul.gemm_variants` does that."""
+def gemm_variants(chosen: Mapping[ProductKind, GemmVariant]) -> Iterator[None]:
+    """Let the kinds of product in `chosen` use these variants of Numba's GEMM within the ``with`` block.
+
+    Every variant gives the same bits. The choice is process-wide: enter it while no other thread is inside a kernel.
+    """
     with ExitStack() as switches:
         for kind, variant in chosen.items():
             switches.enter_context(_SWITCHES[kind].set_to(variant))

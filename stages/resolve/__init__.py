@@ -36,6 +36,7 @@ from threadloom.stages.resolve.loading import (
     to_json as to_json,
 )
 from threadloom.stages.resolve.precision import (
+    BF16X3_GRADE as BF16X3_GRADE,
     EQUAL_SPEED as EQUAL_SPEED,
     FLOAT32_PRECISIONS as FLOAT32_PRECISIONS,
     MIN_SPEED as MIN_SPEED,

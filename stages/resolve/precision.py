@@ -38,6 +38,8 @@ EQUAL_SPEED = 0.95
 MIN_SPEED = 1 / 3
 """Minimum speed relative to float32. Emulated bfloat16 on AVX2 reaches 0.45 to 0.65 at half of the memory, which is a
 reasonable choice and only warned about."""
+BF16X3_GRADE = "float32-grade (relative error of a product 4e-6, of float32 3e-7)"
+"""Accuracy of bf16x3, as `kernels.matmul.split` and its tests have it."""
 ALLOW_SLOW = "THREADLOOM_ALLOW_SLOW"
 """Environment variable that turns the error for slow precisions into a warning, unless empty, "0", "no", "false"."""
 
@@ -160,7 +162,7 @@ def gemm_description(precision: Precision) -> str:
     if precision is Precision.BF16:
         return dot
     if precision is Precision.BF16X3:
-        return f"three of bfloat16: {dot}"
+        return f"three of bfloat16, {BF16X3_GRADE}: {dot}"
     blas = blas_info(load=False)
     return f"{blas.name} {blas.version}" if blas.backend is GemmBackend.BLAS else "Numba's kernel"
 

@@ -1,20 +1,26 @@
 """The process-wide GEMM backend and BLAS thread count of a computation: every command computes within one of these."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 from loguru import logger
 
 from threadloom.pipeline import blas_threads
 from threadloom.stages.config import Gemm, Precision, ResolvedConfig
 
+if TYPE_CHECKING:  # loads Numba
+    from threadloom.kernels.matmul import GemmVariant, ProductKind
+
 
 @contextmanager
-def gemm_settings(config: ResolvedConfig, *, tuned: bool = True) -> Iterator[None]:
+def gemm_settings(
+    config: ResolvedConfig, *, variants: "Mapping[ProductKind, GemmVariant] | None" = None
+) -> Iterator[None]:
     """Set the GEMM backend and the BLAS threads of a configuration while the context is open.
 
-    With `tuned`, Numba's GEMM runs in the variants that were measured on this machine, if any were; the bits are the
-    same in all.
+    Numba's GEMM runs in `variants`, or, if they are None, in those that were measured on this machine for the shapes of
+    the model, if any were; the bits are the same in all.
 
     In bf16x3 the backend is that of three bfloat16 products, regardless of `config.gemm_backend`; bf16 multiplies no
     float32 matrices and leaves the backend as it is. Both settings are process-wide: enter the context before the
@@ -31,11 +37,10 @@ def gemm_settings(config: ResolvedConfig, *, tuned: bool = True) -> Iterator[Non
             switches.enter_context(gemm_backend(GemmBackend.BF16X3))
         elif config.precision is not Precision.BF16:
             switches.enter_context(gemm_backend(GemmBackend(config.gemm_backend.value)))
-            if tuned and config.gemm_backend is Gemm.NUMBA:
+            if config.gemm_backend is Gemm.NUMBA:
                 from threadloom.kernels.matmul import gemm_variants
-                from threadloom.stages.speeds import kept_variants
 
-                switches.enter_context(gemm_variants(kept_variants()))
+                switches.enter_context(gemm_variants(_kept_variants(config) if variants is None else variants))
         # The backend comes first: asking for BLAS may load it, and only a loaded library has a thread count.
         switches.enter_context(blas_threads(config.threads.blas))
         if config.threads.blas > 1 and not switches.enter_context(flushing_blas_threads()):
@@ -44,6 +49,12 @@ def gemm_settings(config: ResolvedConfig, *, tuned: bool = True) -> Iterator[Non
                 "may become slow; threads.blas=1 avoids it"
             )
         yield
+
+
+def _kept_variants(config: ResolvedConfig) -> "Mapping[ProductKind, GemmVariant]":
+    from threadloom.stages.speeds import kept_variants, product_shapes
+
+    return kept_variants(product_shapes(config))
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """One run in its run directory, from reading the text to drawing the plots."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from loguru import logger
@@ -63,10 +64,12 @@ from threadloom.stages.run.resuming import (
 )
 from threadloom.stages.run.run_texts import corpus_of, prepared_texts
 from threadloom.stages.run.validation_windows import validation_windows
-from threadloom.stages.speeds import variant_speeds_here
 from threadloom.stages.step import CheckpointOutput
 from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
 from threadloom.stages.training import Training, compile_kernels
+
+if TYPE_CHECKING:
+    from threadloom.kernels.matmul import GemmVariant, ProductKind
 
 MIN_VOCABULARY = 2
 """Size of the vocabulary, if it is not known yet, in the first check of the memory."""
@@ -141,10 +144,21 @@ def train(
         if start is not None and start.step == resolved.steps and _is_evaluated(run, start.step):
             return _finished(resolved, run)
         logger.info("{}", rate_summary(config, resolved, resumed=start is not None))
-        if tuned and resolved.gemm_backend is Gemm.NUMBA and resolved.precision in (Precision.FLOAT32, Precision.FP16):
-            variant_speeds_here()  # measured once per machine; `gemm_settings` reads the result
-        with gemm_settings(resolved, tuned=tuned):
+        with gemm_settings(resolved, variants=_measured_variants(resolved) if tuned else {}):
             return _train(resolved, run, data, start, choice, signals)
+
+
+def _measured_variants(config: ResolvedConfig) -> "Mapping[ProductKind, GemmVariant]":
+    """Return the variants of Numba's GEMM for a run, measured once per machine and shapes of a model.
+
+    They are used by this run even if they cannot be kept.
+    """
+    if config.gemm_backend is not Gemm.NUMBA or config.precision not in (Precision.FLOAT32, Precision.FP16):
+        return {}
+    from threadloom.stages.speeds import product_shapes, variant_speeds_here  # most starts in bf16 need none
+
+    found = variant_speeds_here(product_shapes(config))
+    return found.variants() if found else {}
 
 
 def _require_memory(config: Config, vocabulary: int) -> None:

@@ -17,7 +17,13 @@ from threadloom.stages.speeds.record import (
     speeds_key as speeds_key,
     speeds_path as speeds_path,
 )
+from threadloom.stages.speeds.shapes import (
+    STANDARD_SHAPES as STANDARD_SHAPES,
+    ProductShapes as ProductShapes,
+    product_shapes as product_shapes,
+)
 from threadloom.stages.speeds.variants import (
+    KeptVariants as KeptVariants,
     VariantSpeeds as VariantSpeeds,
     kept_variants as kept_variants,
     read_variants as read_variants,

@@ -7,7 +7,7 @@
 import dataclasses
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,9 @@ from threadloom.stages.machine import Machine, ThreadLimit, VectorWidth, cache_r
 from threadloom.stages.memory import Float32Memory
 from threadloom.stages.resolve import CONFIG_NAMES, PrecisionChoice, load_config, resolve
 from threadloom.stages.speeds import (
+    STANDARD_SHAPES,
+    KeptVariants,
     Speeds,
-    VariantSpeeds,
     read_speeds,
     read_variants,
     speeds_here,
@@ -80,7 +81,7 @@ class DoctorReport:
     speeds_from: str = ""  # time of the measurement and path of the file; "" if there are none
     places: tuple[str, ...] = ()  # where kernels and figures are kept, one sentence each
     threads: ThreadLimit | None = None  # of the stages; None: one per core
-    variants: VariantSpeeds | None = None  # of Numba's GEMM, by which runs choose; None: not measured
+    variants: KeptVariants = field(default_factory=dict)  # of Numba's GEMM, for each measured set of shapes
 
     @property
     def cores(self) -> int:
@@ -123,11 +124,13 @@ def examine(measure: bool = True, seconds: float = 0.3) -> DoctorReport:
     )
 
 
-def _variants(measure: bool) -> VariantSpeeds | None:
-    """Return the kept rates of the variants of Numba's GEMM; with `measure`, they are measured if there are none."""
+def _variants(measure: bool) -> KeptVariants:
+    """Return the kept rates of the variants of Numba's GEMM; with `measure`, those of the standard shapes too."""
     if not JIT_ENABLED:
-        return None
-    return variant_speeds_here() if measure else read_variants(variants_path(), variants_key())
+        return {}
+    standard = variant_speeds_here() if measure else None
+    kept = read_variants(variants_path(), variants_key())
+    return {STANDARD_SHAPES.name: standard, **kept} if standard else kept
 
 
 def places(kernels: CacheFolder, figures: Path) -> tuple[str, ...]:

@@ -17,7 +17,14 @@ from threadloom.kernels.simd import DotPath, LowPrecisionInfo, dot_path
 from threadloom.pipeline import blas_threads
 from threadloom.stages.config import MatmulPrecision, Precision
 from threadloom.stages.machine import throughput
-from threadloom.stages.resolve import EQUAL_SPEED, MIN_SPEED, PrecisionChoice, choose_precision, slow_allowed
+from threadloom.stages.resolve import (
+    BF16X3_GRADE,
+    EQUAL_SPEED,
+    MIN_SPEED,
+    PrecisionChoice,
+    choose_precision,
+    slow_allowed,
+)
 from threadloom.stages.speeds import COLUMNS, INNER, OPERATIONS, PRODUCTS, ROWS, Speeds
 
 SECONDS = 0.1
@@ -125,6 +132,7 @@ def precision_sentences(chosen: dict[str, PrecisionChoice], source: str = "", no
     `source` is the origin of that measurement. With `now`, the table has rates measured just now, which may differ.
     """
     said = [f"{setting} selects {choice.precision.value}: {choice.reason}." for setting, choice in chosen.items()]
+    said.append(f"bf16x3 is {BF16X3_GRADE}.")
     if source:
         table = "; the table has rates measured just now, under the current load" if now else ""
         said.append(f"The GFLOP/s that decide {' and '.join(chosen)} were {source}. Every run uses them{table}.")

@@ -14,7 +14,10 @@ from threadloom.stages.tools.doctor.examination import ConfigDefaults, DoctorRep
 from threadloom.stages.tools.doctor.measuring import GEMM_SIZE, MachineRates
 from threadloom.stages.tools.doctor.precision import CAPTION, paths_table
 
-VARIANTS_CAPTION = "GFLOP/s of one core, measured once; * is used. All give the same bits."
+VARIANTS_CAPTION = (
+    "GFLOP/s of one core, measured once for each set of shapes (rows; inputs x outputs of the layers); * is used. "
+    "All give the same bits."
+)
 
 
 class DoctorView:
@@ -36,10 +39,12 @@ class DoctorView:
         yield Text("\nPrecisions", "bold")
         yield Padding(Text(CAPTION, "dim"), (0, 0, 0, 2))
         yield paths_table(report.products, report.cores, report.precisions, report.speeds)
-        if report.variants is not None:
+        if report.variants:
             yield Text("\nVariants of Numba's float32 GEMM", "bold")
             yield Padding(Text(VARIANTS_CAPTION, "dim"), (0, 0, 0, 2))
-            yield _variants_table(report.variants)
+        for shapes, variants in report.variants.items():
+            yield Padding(Text(shapes), (0, 0, 0, 2))
+            yield _variants_table(variants)
         yield Text("\nChoices", "bold")
         yield from (_sentence(sentence, "-", "") for sentence in report.choices)
         yield Text()

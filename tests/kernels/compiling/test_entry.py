@@ -2,13 +2,15 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from enum import IntEnum
 from pathlib import Path
+from threading import Barrier
 from typing import NamedTuple
 
 import numpy as np
 import pytest
-from numba import types
+from numba import typeof, types
 
 from threadloom.kernels.compiling.arguments import numba_type
 from threadloom.kernels.compiling.arrays import Floats
@@ -91,6 +93,31 @@ def test_a_call_needs_prepare() -> None:
     assert out.tolist() == [0.0, 3.0, 0.0]
     caller(out, Mode.HALVE, True)
     assert out.tolist() == [0.0, -1.5, 0.0]
+
+
+_SELF_ENTRY = Entry("threadloom_test_self_entry", _kernel, Arguments, prepares_itself=True)
+_self_call = _SELF_ENTRY.call
+
+
+@jit_strict_fp
+def self_caller(out: Floats) -> None:
+    _self_call(Arguments(Target(address_of(out), 0), Mode.DOUBLE, np.float32(3.0), False, 0.5))
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="only compiled code calls entries")
+def test_an_entry_that_prepares_itself_needs_no_prepare_in_any_thread() -> None:
+    """The first callers come at once, without the GIL, and all wait for the kernel."""
+    outs = [np.zeros(1, np.float32) for _ in range(4)]
+    self_caller.compile((typeof(outs[0]),))  # type: ignore[attr-defined]
+    start = Barrier(len(outs))
+
+    def work(out: Floats) -> None:
+        start.wait(timeout=30)
+        self_caller(out)
+
+    with ThreadPoolExecutor(len(outs)) as pool:
+        list(pool.map(work, outs))
+    assert [out.tolist() for out in outs] == [[3.0]] * len(outs)
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="nothing is ever compiled")

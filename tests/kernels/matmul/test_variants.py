@@ -56,7 +56,19 @@ def _in_every_variant(a: Floats, b: Floats, before: Floats, ops: tuple[Op, Op], 
 @pytest.mark.parametrize("ops", list(itertools.product(Op, Op)))
 @pytest.mark.parametrize(
     ("rows", "columns", "inner"),
-    [(1, 33, 257), (9, 1, 256), (13, 4100, 40), (16, 64, 15), (270, 70, 300), (517, 545, 259)],
+    [
+        (1, 33, 257),
+        (9, 1, 256),
+        (13, 4100, 40),
+        (16, 64, 15),
+        (270, 70, 300),
+        (517, 545, 259),
+        (127, 65, 129),
+        (65, 129, 127),
+        (22, 16, 31),
+        (23, 15, 271),
+        (6, 13, 12),
+    ],
 )
 def test_every_variant_gives_the_same_bits(
     rows: int, columns: int, inner: int, ops: tuple[Op, Op], scales: tuple[float, float]
@@ -66,6 +78,25 @@ def test_every_variant_gives_the_same_bits(
     a = rng.standard_normal((inner, rows) if ops[0] is Op.T else (rows, inner), np.float32)
     b = rng.standard_normal((columns, inner) if ops[1] is Op.T else (inner, columns), np.float32)
     _in_every_variant(a, b, rng.standard_normal((rows, columns), np.float32), ops, scales)
+
+
+@needs_compiler
+@pytest.mark.parametrize("ops", list(itertools.product(Op, Op)))
+def test_an_element_has_the_same_bits_at_an_edge_as_inside(variant: GemmVariant, ops: tuple[Op, Op]) -> None:
+    """Every size of a tile is one chain of sums along k: what is beside an element does not change it."""
+    rng = np.random.default_rng(3)
+    a, b = rng.standard_normal((47, 300), np.float32), rng.standard_normal((300, 79), np.float32)
+
+    def product(rows: int, columns: int) -> Floats:
+        left, right = a[:rows], b[:, :columns]
+        stored = [np.ascontiguousarray(m.T if op is Op.T else m) for m, op in ((left, ops[0]), (right, ops[1]))]
+        out = np.ones((rows, columns), np.float32)
+        gemm(stored[0], stored[1], out, *ops, 1.0, 1.0)
+        return out
+
+    whole = product(47, 79)
+    for rows, columns in itertools.product((1, 2, 3, 4, 5, 6, 7, 8, 13, 14, 21, 33, 46), (1, 15, 16, 17, 31, 33, 48)):
+        np.testing.assert_array_equal(product(rows, columns), whole[:rows, :columns], f"{rows} x {columns}")
 
 
 @jit_kernel

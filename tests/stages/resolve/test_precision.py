@@ -21,6 +21,7 @@ from threadloom.stages.resolve import precision
 from threadloom.stages.resolve.loading import apply_overrides, load_config, resolved_from_json, to_json
 from threadloom.stages.resolve.precision import (
     ALLOW_SLOW,
+    BF16X3_GRADE,
     choose_precision,
     choose_precision_and_warn,
     choose_precision_here,
@@ -179,8 +180,11 @@ def test_gemm_descriptions(on_machine: Callable[[str], None], machine: str, bf16
     with gemm_backend(GemmBackend.NUMBA):
         said = {name: gemm_description(Precision(name)) for name in ("float32", "bf16", "bf16x3", "fp16")}
     assert said == {
-        "float32": "Numba's kernel", "bf16": bf16, "bf16x3": f"three of bfloat16: {bf16}", "fp16": "Numba's kernel"
-    }  # fmt: skip
+        "float32": "Numba's kernel",
+        "bf16": bf16,
+        "bf16x3": f"three of bfloat16, {BF16X3_GRADE}: {bf16}",
+        "fp16": "Numba's kernel",
+    }
 
 
 @pytest.mark.parametrize(
