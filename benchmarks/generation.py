@@ -1,30 +1,34 @@
 """Generation at batch 1: tokens per second of a prompt and of the tokens after it, of threadloom and its peers.
 
-    python -m benchmarks.generation [--shape gpt2|smollm2-135m] [--model FOLDER] [--rounds 5] [--threads 1]
+    python -m benchmarks.generation [--shape gpt2|smollm2-135m] [--model FOLDER] [--peer transformers|llama.cpp]
 
 The model has random weights in one of the `SHAPES`, or is a folder in Hugging Face's layout. Every side first computes
 the logits after the prompt and after one more token, which must agree; then the sides generate the same number of
 tokens in alternating rounds, always the most likely one, and the medians are shown. threadloom decodes in one thread.
+
+llama.cpp (`pip install llama-cpp-python`, which builds it) reads GGUF files that threadloom writes. Their tokenizer is
+that of bytes, since text is neither read nor written here.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from benchmarks.generation_sides import GenerationSide, LlamaCpp, Ours, Rates, Transformers
 from threadloom.kernels import Floats
 from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import ExportedModel, export_model, load_model
-from threadloom.stages.inference import DecodePrecision, Decoder, stored_weights
-from threadloom.stages.layouts import ModelWeights, as_weights
+from threadloom.stages.data import load_tokenizer
+from threadloom.stages.inference import DecodePrecision, Model
+from threadloom.stages.layouts import as_weights
 from threadloom.stages.models import Geometry, LlamaGeometry, parameter_shapes
 from threadloom.stages.storage import StoredFormat
+from threadloom.stages.tools.export import print_export
 
 SHAPES: dict[str, Geometry] = {
     "gpt2": Geometry(vocabulary=50257, context=1024, layers=12, heads=12, channels=768),
@@ -33,88 +37,14 @@ SHAPES: dict[str, Geometry] = {
         tied=True,
     ),
 }  # fmt: skip
-TOLERANCES = {"float32": 1e-4, "bf16": 3e-2, "int8": 5e-2}
-"""Relative distance of the logits from those of transformers in float32. A weight in bf16 is off by 0.2 % at most, one
+TOLERANCES = {"float32": 1e-4, "bf16": 3e-2, "fp16": 3e-2, "int8": 5e-2, "q8_0": 5e-2}
+"""Relative distance of the logits from those of the reference in float32. A weight in bf16 is off by 0.2 % at most, one
 in 8 bits by 0.4 % of the largest of its block; the errors of the layers add up as squares."""
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Tokens per second of one round."""
-
-    prefill: float
-    decode: float
-
-
-class Ours:
-    """threadloom in one number format."""
-
-    def __init__(self, weights: ModelWeights, geometry: Geometry, precision: DecodePrecision) -> None:
-        self._decoder = Decoder(weights, geometry, stored_weights(weights, geometry, precision))
-
-    def prefill(self, prompt: Sequence[int]) -> Floats:
-        """Return the logits after a prompt."""
-        return self._decoder.prefill(prompt)
-
-    def append(self, token: int) -> Floats:
-        """Return the logits after one more token."""
-        return self._decoder.append(token)
-
-    def rates(self, prompt: Sequence[int], tokens: int) -> Rates:
-        """Return the rates of a prompt and of tokens after it."""
-        begin = time.perf_counter()
-        logits = self.prefill(prompt)
-        middle = time.perf_counter()
-        for _ in range(tokens):
-            logits = self.append(int(logits.argmax()))
-        return Rates(len(prompt) / (middle - begin), tokens / (time.perf_counter() - middle))
-
-
-class Transformers:
-    """`generate` of transformers, in one of PyTorch's number formats."""
-
-    def __init__(self, folder: Path, dtype: str, threads: int) -> None:
-        import torch
-        import transformers
-
-        transformers.utils.logging.disable_progress_bar()
-        torch.set_num_threads(threads)
-        self._torch = torch
-        self._model: Any = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
-        self._cache: Any = None
-
-    def prefill(self, prompt: Sequence[int]) -> Floats:
-        """Return the logits after a prompt."""
-        self._cache = None
-        return self._logits(prompt)
-
-    def append(self, token: int) -> Floats:
-        """Return the logits after one more token."""
-        return self._logits([token])
-
-    def _logits(self, ids: Sequence[int]) -> Floats:
-        with self._torch.inference_mode():
-            out = self._model(
-                input_ids=self._torch.tensor([list(ids)]), past_key_values=self._cache, use_cache=True, logits_to_keep=1
-            )
-        self._cache = out.past_key_values
-        found: Floats = out.logits[0, -1].float().numpy()
-        return found
-
-    def rates(self, prompt: Sequence[int], tokens: int) -> Rates:
-        """Return the rates; the time of the tokens is that of `generate` less that of its first token."""
-        ids = self._torch.tensor([list(prompt)])
-        first, whole = (self._seconds(ids, count) for count in (1, tokens + 1))
-        return Rates(len(prompt) / first, tokens / (whole - first))
-
-    def _seconds(self, ids: Any, tokens: int) -> float:
-        begin = time.perf_counter()
-        with self._torch.inference_mode():
-            self._model.generate(
-                ids, attention_mask=self._torch.ones_like(ids), max_new_tokens=tokens, min_new_tokens=tokens,
-                do_sample=False, pad_token_id=0,
-            )  # fmt: skip
-        return time.perf_counter() - begin
+LLAMA_CPP_TOLERANCE = 3e-2
+"""The same for llama.cpp in float32, whose GELU is a table in float16."""
+DTYPES = {"float32": "float32", "bf16": "bfloat16"}
+"""Formats of transformers → PyTorch's names."""
+GGUF_FORMATS = ("float32", "fp16", "bf16", "q8_0")
 
 
 def random_model(folder: Path, geometry: Geometry) -> Path:
@@ -130,20 +60,70 @@ def random_model(folder: Path, geometry: Geometry) -> Path:
     return folder
 
 
-def check(sides: Mapping[str, Ours | Transformers], prompt: Sequence[int]) -> None:
-    """Print each side's distance from transformers in float32; raise SystemExit if one is too far."""
-    expected = _two_logits(sides["transformers float32"], prompt)
+def our_sides(folder: Path) -> Iterator[tuple[str, GenerationSide]]:
+    """Yield threadloom in each of its formats."""
+    geometry, arena = load_model(folder)
+    weights = as_weights(geometry, arena)
+    for precision in (DecodePrecision.FLOAT32, DecodePrecision.BF16, DecodePrecision.INT8):
+        yield f"threadloom {precision.value}", Ours(weights, geometry, precision)
+
+
+def transformers_sides(folder: Path, threads: int) -> Iterator[tuple[str, GenerationSide]]:
+    """Yield transformers in each of its formats."""
+    for name, dtype in DTYPES.items():
+        yield f"transformers {name}", Transformers(folder, dtype, threads)
+
+
+def llama_cpp_sides(folder: Path, temporary: Path, threads: int) -> Iterator[tuple[str, GenerationSide]]:
+    """Yield llama.cpp in each of its formats."""
+    geometry, arena = load_model(folder)
+    temporary.mkdir()
+    (temporary / "tokenizer.json").write_text(json.dumps(byte_tokenizer()))
+    tokenizer = load_tokenizer(temporary / "tokenizer.json")
+    model = Model(temporary, geometry, as_weights(geometry, arena), tokenizer, None)
+    for name in GGUF_FORMATS:
+        file = temporary / f"{name}.gguf"
+        print_export(lambda: model, file, name, 0)
+        yield f"llama.cpp {name}", LlamaCpp(file, geometry.context, threads, float32=name == "float32")
+
+
+def byte_tokenizer() -> dict[str, object]:
+    """Return the smallest tokenizer.json that llama.cpp has: byte-level, without a merge."""
+    shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    names = {byte: chr(byte) for byte in shown} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
+    parts = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+    vocabulary = {names[byte]: byte for byte in range(256)}
+    return {
+        "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": parts, "decoder": parts,
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+    }  # fmt: skip
+
+
+def check(sides: Mapping[str, GenerationSide], prompt: Sequence[int]) -> None:
+    """Print each side's distance from the reference, the peer in float32; raise SystemExit if one is too far."""
+    reference = next(name for name in ("transformers float32", "threadloom float32") if name in sides)
+    expected = _two_logits(sides[reference], prompt)
     for name, side in sides.items():
         found = _two_logits(side, prompt)
         distance = float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-        print(f"{name:24} logits {distance:.1e} from transformers in float32")
-        if not distance <= TOLERANCES[name.split()[-1]]:
+        print(f"{name:24} logits {distance:.1e} from {reference}")
+        allowed = TOLERANCES[name.split()[-1]]
+        if not distance <= (max(allowed, LLAMA_CPP_TOLERANCE) if name.startswith("llama.cpp") else allowed):
             raise SystemExit(f"the logits of {name} differ")
 
 
-def _two_logits(side: Ours | Transformers, prompt: Sequence[int]) -> Floats:
+def _two_logits(side: GenerationSide, prompt: Sequence[int]) -> Floats:
     first = side.prefill(prompt).copy()
     return np.concatenate([first, side.append(7)])
+
+
+def table(rounds: Mapping[str, Sequence[Rates]]) -> Iterator[str]:
+    """Yield a line for each side and part: median, lowest and highest of its rounds."""
+    for name, found in rounds.items():
+        for part in ("prefill", "decode"):
+            rates = [getattr(rate, part) for rate in found]
+            yield f"{name:24} {part:8} {statistics.median(rates):8.1f} ({min(rates):.1f} to {max(rates):.1f})"
 
 
 def main() -> None:
@@ -151,22 +131,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=list(SHAPES), default="gpt2")
     parser.add_argument("--model", type=Path)
+    parser.add_argument("--peer", choices=["transformers", "llama.cpp"], action="append", help="default: transformers")
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the peers")
     options = parser.parse_args()
+    peers = options.peer or ["transformers"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.model or random_model(Path(temporary) / "model", SHAPES[options.shape])
-        geometry, arena = load_model(folder)
-        weights = as_weights(geometry, arena)
-        sides: dict[str, Ours | Transformers] = {
-            f"threadloom {precision.value}": Ours(weights, geometry, precision)
-            for precision in (DecodePrecision.FLOAT32, DecodePrecision.BF16, DecodePrecision.INT8)
-        }
-        for precision, dtype in (("float32", "float32"), ("bf16", "bfloat16")):
-            sides[f"transformers {precision}"] = Transformers(folder, dtype, options.threads)
-    prompt = np.random.default_rng(1).integers(0, geometry.vocabulary, options.prompt).tolist()
+        sides = dict(our_sides(folder))
+        if "transformers" in peers:
+            sides |= transformers_sides(folder, options.threads)
+        if "llama.cpp" in peers:
+            sides |= llama_cpp_sides(folder, Path(temporary) / "gguf", options.threads)
+        vocabulary = load_model(folder)[0].vocabulary
+    prompt = np.random.default_rng(1).integers(0, vocabulary, options.prompt).tolist()
     check(sides, prompt)
     rounds: dict[str, list[Rates]] = {name: [] for name in sides}
     for _ in range(options.rounds):
@@ -174,10 +154,7 @@ def main() -> None:
             rounds[name].append(side.rates(prompt, options.tokens))
     lengths = f"prompt of {options.prompt}, then {options.tokens} tokens"
     print(f"\ntokens/s, {lengths}, medians of {options.rounds} rounds (lowest to highest)")
-    for name, found in rounds.items():
-        for part in ("prefill", "decode"):
-            rates = [getattr(rate, part) for rate in found]
-            print(f"{name:24} {part:8} {statistics.median(rates):8.1f} ({min(rates):.1f} to {max(rates):.1f})")
+    print(*table(rounds), sep="\n")
 
 
 if __name__ == "__main__":

@@ -63,7 +63,11 @@ from threadloom.kernels.float32.models import (
     LLAMA_DECODE as LLAMA_DECODE,
     DecodeKernels as DecodeKernels,
 )
-from threadloom.kernels.float32.one_token import KVCache as KVCache, prefill_cache as prefill_cache
+from threadloom.kernels.float32.one_token import (
+    KVCache as KVCache,
+    copy_rows as copy_rows,
+    prefill_cache as prefill_cache,
+)
 from threadloom.kernels.float32.residue_embedding import residue_embedding_forward as residue_embedding_forward
 from threadloom.kernels.float32.residue_head import residue_backward as residue_backward, residue_loss as residue_loss
 from threadloom.kernels.float32.rmsnorm import (
@@ -71,6 +75,11 @@ from threadloom.kernels.float32.rmsnorm import (
     rmsnorm_backward as rmsnorm_backward,
     rmsnorm_forward as rmsnorm_forward,
     rmsnorm_row as rmsnorm_row,
+)
+from threadloom.kernels.float32.stored_matrices import (
+    float32_from_packed as float32_from_packed,
+    float32_from_rows8 as float32_from_rows8,
+    packed_from_rows8 as packed_from_rows8,
 )
 from threadloom.kernels.float32.tensors import (
     Activations as Activations,

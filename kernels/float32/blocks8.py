@@ -77,9 +77,11 @@ def _scale_at(row: Blocks8, place: int) -> np.float32:
 @jit_strict_fp
 def float32_from_blocks8(row: Blocks8, out: Floats) -> None:
     """Write the weights of a row to `out` (I,)."""
-    for j in range(out.shape[0]):
-        place = j // BLOCK * BLOCK_BYTES
-        out[j] = _scale_at(row, place + BLOCK) * np.float32(row[place + j % BLOCK])
+    for b in range(-(-out.shape[0] // BLOCK)):
+        place, first = b * BLOCK_BYTES, b * BLOCK
+        scale = _scale_at(row, place + BLOCK)
+        for j in range(min(BLOCK, out.shape[0] - first)):
+            out[first + j] = scale * np.float32(row[place + j])
 
 
 @jit_kernel

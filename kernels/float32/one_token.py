@@ -1,24 +1,29 @@
 """Layers for one token during generation, shared by all architectures: matrix times vector, and cached attention.
 
 A step of generation reads every weight once and is bound by memory; its products run along the rows of the weights as
-they are stored. Matrices are in float32, in bfloat16, or in blocks of 8 bits (`kernels.float32.blocks8`), and keys and
-values in float32 or bfloat16: the dtype selects the code when a kernel is compiled. Sums are in float32.
+they are stored. Matrices are in float32, packed as bfloat16 (`kernels.float32.packed_vector`), or in blocks of 8 bits
+(`kernels.float32.blocks8`), and keys and values in float32 or bfloat16: the dtype selects the code when a kernel is
+compiled. Sums are in float32.
 """
 
 import math
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import types
 from numba.extending import overload
 
 from threadloom.kernels.common import HeadCounts
-from threadloom.kernels.compiling import OVERLOAD_OPTIONS, Floats, jit_kernel
+from threadloom.kernels.compiling import OVERLOAD_OPTIONS, Floats, TokenIds, jit_kernel
 from threadloom.kernels.float32.blocks8 import Blocks8, dot_blocks8, float32_from_blocks8
+from threadloom.kernels.float32.packed_vector import add_packed, copy_packed_column, write_packed
+from threadloom.kernels.matmul import PackedBits
 from threadloom.kernels.simd import FloatRow, exp32, load_element, row_max, store_element
 
-Matrix = FloatRow | Blocks8
-"""Weights of generation: float32 or bfloat16 as in a model, or 8 bits with one row for each output."""
+Matrix = Floats | PackedBits | Blocks8
+"""Weights of generation: float32 as in a model, packed bfloat16, or 8 bits with one row for each output.
+
+A matrix (I, O) of a layer is packed as such, a matrix (V, C) of tokens as its transpose: the vector is on the left.
+"""
 
 _ZERO = np.float32(0.0)
 
@@ -45,7 +50,14 @@ def write_logits(weight: Matrix, h: Floats, logits: Floats) -> None:
 @jit_kernel
 def copy_row(weight: Matrix, number: int, target: Floats) -> None:
     """Copy a row of `weight` (V, C) to `target` (C,)."""
-    _copy_row(weight[number], target)
+    _copy_row(weight, number, target)
+
+
+@jit_kernel
+def copy_rows(weight: Matrix, numbers: TokenIds, targets: Floats) -> None:
+    """Copy the rows `numbers` (R,) of `weight` (V, C) to `targets` (R, C)."""
+    for r in range(numbers.shape[0]):
+        _copy_row(weight, numbers[r], targets[r])
 
 
 @jit_kernel
@@ -166,21 +178,36 @@ def prefill_cache(qkv: Floats, first_row: int, length: int, cache: KVCache) -> N
             append_to_cache(qkv[n, first_row + t], cache, n, t)
 
 
+@jit_kernel
+def _copy_float_row(weight: Floats, number: int, target: Floats) -> None:
+    copy(weight[number], target)
+
+
+@jit_kernel
+def _copy_blocks8_row(weight: Blocks8, number: int, target: Floats) -> None:
+    float32_from_blocks8(weight[number], target)
+
+
+_ADD: dict[str, Any] = {"float32": _add_rows, "uint32": add_packed, "int8": _add_blocks8}
+_WRITE: dict[str, Any] = {"float32": _write_dots, "uint32": write_packed, "int8": _write_dots_blocks8}
+_COPY: dict[str, Any] = {"float32": _copy_float_row, "uint32": copy_packed_column, "int8": _copy_blocks8_row}
+
+
 def _add_product(x: Floats, weight: Any, out: Floats) -> None:
-    (_add_blocks8 if weight.dtype == np.int8 else _add_rows)(x, weight, out)
+    _ADD[str(weight.dtype)](x, weight, out)
 
 
 def _write_logits(weight: Any, h: Floats, logits: Floats) -> None:
-    (_write_dots_blocks8 if weight.dtype == np.int8 else _write_dots)(weight, h, logits)
+    _WRITE[str(weight.dtype)](weight, h, logits)
 
 
-def _copy_row(row: Any, target: Floats) -> None:
-    (float32_from_blocks8 if row.dtype == np.int8 else copy)(row, target)
+def _copy_row(weight: Any, number: int, target: Floats) -> None:
+    _COPY[str(weight.dtype)](weight, number, target)
 
 
 @overload(_add_product, jit_options=OVERLOAD_OPTIONS)
 def _add_product_compiled(x: Any, weight: Any, out: Any) -> Any:
-    kernel = _add_blocks8 if weight.dtype == types.int8 else _add_rows
+    kernel = _ADD[str(weight.dtype)]
 
     def compiled(x: Any, weight: Any, out: Any) -> Any:
         kernel(x, weight, out)
@@ -190,7 +217,7 @@ def _add_product_compiled(x: Any, weight: Any, out: Any) -> Any:
 
 @overload(_write_logits, jit_options=OVERLOAD_OPTIONS)
 def _write_logits_compiled(weight: Any, h: Any, logits: Any) -> Any:
-    kernel = _write_dots_blocks8 if weight.dtype == types.int8 else _write_dots
+    kernel = _WRITE[str(weight.dtype)]
 
     def compiled(weight: Any, h: Any, logits: Any) -> Any:
         kernel(weight, h, logits)
@@ -199,10 +226,10 @@ def _write_logits_compiled(weight: Any, h: Any, logits: Any) -> Any:
 
 
 @overload(_copy_row, jit_options=OVERLOAD_OPTIONS)
-def _copy_row_compiled(row: Any, target: Any) -> Any:
-    kernel = float32_from_blocks8 if row.dtype == types.int8 else copy
+def _copy_row_compiled(weight: Any, number: Any, target: Any) -> Any:
+    kernel = _COPY[str(weight.dtype)]
 
-    def compiled(row: Any, target: Any) -> Any:
-        kernel(row, target)
+    def compiled(weight: Any, number: Any, target: Any) -> Any:
+        kernel(weight, number, target)
 
     return compiled

@@ -48,6 +48,7 @@ from threadloom.kernels.matmul.pack import (
     pack_pair as pack_pair,
     packed_shape as packed_shape,
     transpose_bf16 as transpose_bf16,
+    unpack_bf16 as unpack_bf16,
 )
 from threadloom.kernels.matmul.repack import (
     transpose_packed as transpose_packed,

@@ -6,19 +6,18 @@ positions are learned, so a cached key is valid at its own position only and can
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom import kernels
 from threadloom.kernels import Floats, KVCache, TokenIds
-from threadloom.kernels.common import NO_BORDERS
 from threadloom.pipeline import Arena
 from threadloom.stages.config import InputError
+from threadloom.stages.inference.prompt import process_prompt
+from threadloom.stages.inference.prompt_formats import prompt_layers
 from threadloom.stages.inference.stored_weights import stored_shape
 from threadloom.stages.layouts import ModelWeights, layout_of
-from threadloom.stages.models import Geometry, architecture_of, parameter_shapes
+from threadloom.stages.models import Geometry, parameter_shapes
 
 
 class GenerationError(InputError):
@@ -28,27 +27,25 @@ class GenerationError(InputError):
 class Decoder:
     """One sequence of a model, extended token by token. It owns its cache; one thread at a time may use it.
 
-    Memory: the cache of 2·L·context·K·D elements and, during `prefill`, the activations of one layer. The weights must
-    not change while the decoder is in use.
+    Memory: the cache of 2·L·context·K·D elements, during `prefill` the activations of one layer and, if the weights are
+    not in the format that its kernels read, the matrices of one layer. The weights must not change while the decoder is
+    in use.
     """
 
-    def __init__(self, weights: ModelWeights, geometry: Geometry, stored: ModelWeights | None = None) -> None:
-        """Make a decoder that reads `stored` (`stored_weights`) for each token, and `weights` for a prompt.
+    def __init__(self, weights: ModelWeights, geometry: Geometry) -> None:
+        """Make a decoder of weights in float32, or in the format that `stored_weights` has converted them to.
 
-        By default both are `weights`. If `stored` are not in float32, keys and values are cached in bfloat16. Raises
-        `GenerationError` if the weights do not have the shapes of `geometry`.
+        If they are not in float32, keys and values are cached in bfloat16. Raises `GenerationError` if the weights do
+        not have the shapes of `geometry`.
         """
         _check_weights(weights, geometry)
-        if stored is not None:
-            _check_stored(stored, geometry)
         n, t, width = geometry.layers, geometry.context, geometry.key_value_width
         self._layout = layout = layout_of(geometry)
         self._weights = weights
-        self._stored = weights if stored is None else stored
         self._geometry = geometry
         self._constants = layout.constants(geometry)
-        self._layers = [_layer(weights, geometry, number) for number in range(n)]
-        format_of_cache = np.float32 if self._stored.wte.dtype == np.float32 else np.uint16
+        self._layers = prompt_layers(weights, geometry)
+        format_of_cache = np.float32 if weights.wte.dtype == np.float32 else np.uint16
         cache = Arena({"keys": (n, t, width), "values": (n, t, width)}, format_of_cache)
         self._cache = KVCache(cache["keys"], cache["values"])
         self._scratch = layout.decode_scratch(**Arena(layout.decode_scratch_shapes(geometry)))
@@ -66,20 +63,8 @@ class Decoder:
         The logits belong to the decoder and are overwritten by the next call.
         """
         recent = checked_ids(ids, self._geometry)[-self._geometry.context :]
-        rows = len(recent)
-        one_layer = replace(self._geometry, layers=1, context=rows)
-        arrays = Arena(self._layout.activation_shapes(one_layer, 1))
-        acts = self._layout.activations(**arrays, dropout_key=np.zeros(1, np.uint64), starts=NO_BORDERS)
-        self._layout.embed(self._weights, recent, rows, NO_BORDERS, acts.x[0])
-        for number, layer in enumerate(self._layers):  # all layers share the activations of one
-            constants = self._layout.layer_constants(self._constants, number)
-            self._layout.kernels.blocks_forward(layer, acts, 1, constants)
-            cache = KVCache(self._cache.keys[number : number + 1], self._cache.values[number : number + 1])
-            kernels.prefill_cache(acts.qkv, 0, rows, cache)
-            acts.x[0][...] = acts.x[1]
-        self._layout.decode.next_logits(
-            self._stored, acts.x[0, rows - 1], self._constants, self._scratch.h, self._logits
-        )
+        x = process_prompt(self._layers, self._weights, self._geometry, recent, self._cache)
+        self._layout.decode.next_logits(self._weights, x, self._constants, self._scratch.h, self._logits)
         self._cached = recent.tolist()
         return self._logits
 
@@ -94,7 +79,7 @@ class Decoder:
             half = max(self._geometry.context // 2, 1)
             return self.prefill([*self._cached, token][-half:])
         self._layout.decode.decode_token(
-            self._stored, self._cache, token, self.position, self._constants, self._scratch, self._logits
+            self._weights, self._cache, token, self.position, self._constants, self._scratch, self._logits
         )
         self._cached.append(token)
         return self._logits
@@ -121,36 +106,19 @@ def checked_ids(ids: Sequence[int] | NDArray[np.integer], geometry: Geometry) ->
     return array.astype(np.int32)
 
 
-def _layer(weights: ModelWeights, geometry: Geometry, number: int) -> ModelWeights:
-    """Return views of the weights of a model that consists of one of the layers."""
-    once = architecture_of(geometry).unstacked
-    fields = {name: w if name in once else w[number : number + 1] for name, w in weights._asdict().items()}
-    layer: ModelWeights = layout_of(geometry).weights(**fields)
-    return layer
-
-
 def _check_weights(weights: ModelWeights, geometry: Geometry) -> None:
-    for name, shape in parameter_shapes(geometry).items():
+    shapes, matrices = parameter_shapes(geometry), layout_of(geometry).decode_matrices
+    for name in {**shapes, **dict.fromkeys(matrices)}:
         tensor = getattr(weights, name)
-        if tensor.shape != shape or tensor.dtype != np.float32 or not tensor.flags.c_contiguous:
+        shape = shapes.get(name, shapes["wte"])  # a projection that is tied is not among the parameters
+        expected = weights.wte.dtype if name in matrices else np.float32
+        fits = tensor.dtype == expected and tensor.shape == stored_shape(shape, tensor.dtype)
+        if not fits or not tensor.flags.c_contiguous:
             raise GenerationError(
                 f"the weights' {name}",
-                expected=f"C-contiguous float32 {shape}",
+                expected=f"C-contiguous float32 {shape}"
+                if expected == np.float32
+                else f"the form of {shape} that stored_weights gives",
                 got=f"{tensor.dtype} {tensor.shape}",
                 hint="pass the geometry of the model that the weights belong to",
-            )
-
-
-def _check_stored(stored: ModelWeights, geometry: Geometry) -> None:
-    shapes, matrices = parameter_shapes(geometry), layout_of(geometry).decode_matrices
-    for name in {*shapes, *matrices}:
-        tensor = getattr(stored, name)
-        shape = shapes.get(name, shapes["wte"])  # a projection that is tied is not among the parameters
-        known = name in matrices or tensor.dtype == np.float32
-        if not known or tensor.shape != stored_shape(shape, tensor.dtype) or not tensor.flags.c_contiguous:
-            raise GenerationError(
-                f"the stored weights' {name}",
-                expected=f"the form of {shape} that stored_weights gives",
-                got=f"{tensor.dtype} {tensor.shape}",
-                hint="convert the weights of the model with stored_weights",
             )

@@ -41,14 +41,12 @@ def generate(
     settings: SamplingSettings,
     seed: int,
     excluded: Sequence[int] | NDArray[np.integer] = (),
-    stored: ModelWeights | None = None,
 ) -> Iterator[int]:
     """Yield `tokens` token ids that continue the prompt, each as soon as it is drawn.
 
-    The ids in `excluded` are never drawn, for example those that the tokenizer has no text for. `stored` are the
-    weights in the number format of generation (`stored_weights`), by default float32. The weights must not change until
-    the last id has been yielded. All arguments are checked before this returns: raises `GenerationError`
-    or `SamplingError`.
+    The ids in `excluded` are never drawn, for example those that the tokenizer has no text for. `weights` are in
+    float32, or in another number format (`stored_weights`). They must not change until the last id has been yielded.
+    All arguments are checked before this returns: raises `GenerationError` or `SamplingError`.
     """
     rng = seeded(seed)
     prompt = checked_ids(prompt_ids, geometry)
@@ -60,7 +58,7 @@ def generate(
         logits[never] = -np.inf
         return sample_token(logits, settings, rng)
 
-    return _continue(Decoder(weights, geometry, stored), prompt, tokens, draw)
+    return _continue(Decoder(weights, geometry), prompt, tokens, draw)
 
 
 def generate_text(
@@ -69,14 +67,16 @@ def generate_text(
     settings: SamplingSettings,
     limits: GenerationLimits,
     seed: int,
-    precision: DecodePrecision = DecodePrecision.FLOAT32,
+    precision: DecodePrecision | None = None,
 ) -> Iterator[str]:
     """Yield the text that continues the prompt, in pieces of whole characters, as it is generated.
 
-    Ids without text are never drawn. A token that ends a text is not part of it. Raises as `generate`.
+    `precision` is the number format of the weights; by default the model's, which is float32 unless it was converted
+    (`Model.stored_as`, which lets the memory of the float32 weights go). Ids without text are never drawn. A token that
+    ends a text is not part of it. Raises as `generate`.
     """
-    never, stored = model.ids_without_text, model.stored_weights(precision)
-    ids = generate(model.weights, model.geometry, prompt_ids, limits.tokens, settings, seed, never, stored)
+    weights = (model if precision is None else model.stored_as(precision)).weights
+    ids = generate(weights, model.geometry, prompt_ids, limits.tokens, settings, seed, model.ids_without_text)
     begins = np.array_equal(prompt_ids, model.tokenizer.beginning)
     stream = TextStream(model.tokenizer.decode if begins else model.tokenizer.decode_following)
     return _pieces(model, stream, ids, limits)

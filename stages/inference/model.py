@@ -1,6 +1,6 @@
 """A trained model, read from a run directory, a checkpoint, a model in Hugging Face's layout or adapters in PEFT's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -38,6 +38,7 @@ class Model:
     path: Path
     geometry: Geometry
     weights: ModelWeights
+    """In float32, or as `stored_as` converts them: then the model can only generate."""
     tokenizer: Tokenizer
     step: int | None
     """Number of updates that the weights result from; None if unknown (Hugging Face's layout)."""
@@ -55,15 +56,23 @@ class Model:
     def packed(self) -> None:
         """None: inference runs in float32, whose GEMMs read `weights`."""
 
-    def stored_weights(self, precision: DecodePrecision) -> ModelWeights:
-        """Return the weights in a number format of generation; they are converted at the first call."""
+    def stored_as(self, precision: DecodePrecision) -> "Model":
+        """Return the model with its matrices in a number format of generation; they are converted at the first call.
+
+        The memory of this model's own weights is free once nothing refers to this model. A model that was converted
+        before is returned as it is.
+        """
+        if self.weights.wte.dtype != np.float32:
+            return self
         chosen = resolved(precision, self.weights, self.geometry)
+        if chosen is DecodePrecision.FLOAT32:
+            return self
         if chosen not in self._stored:
-            self._stored[chosen] = stored_weights(self.weights, self.geometry, chosen)
+            self._stored[chosen] = replace(self, weights=stored_weights(self.weights, self.geometry, chosen))
         return self._stored[chosen]
 
     @cached_property
-    def _stored(self) -> dict[DecodePrecision, ModelWeights]:
+    def _stored(self) -> dict[DecodePrecision, "Model"]:
         return {}
 
     @cached_property

@@ -1,8 +1,8 @@
 """The weights that generation reads, in the number format in which they are fastest.
 
 A step of generation reads each weight once, so the time is that of the memory: 4 bytes for a weight in float32, 2 in
-bfloat16, 34/32 in blocks of 8 bits. Only matrices are converted. Sums, activations, norms and biases are in float32,
-and the prompt is processed with the model's own weights.
+bfloat16, 34/32 in blocks of 8 bits. Only matrices are converted; norms, biases and positions are in float32. A prompt
+is processed with the same weights (`stages.inference.prompt`), so that the model's own are not needed any more.
 """
 
 import enum
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels.float32 import blocks8_from_float32, row_bytes
-from threadloom.kernels.simd import bf16_from_float32
+from threadloom.kernels.matmul import Op, PackedBits, pack_float32, packed_shape
 from threadloom.pipeline import Arena
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.models import Geometry, Shape
@@ -61,20 +61,28 @@ def stored_weights(weights: ModelWeights, geometry: Geometry, precision: DecodeP
 
 def stored_shape(shape: Shape, dtype: "np.dtype[np.generic]") -> Shape | None:
     """Return the shape of a matrix of a model in a number format; None if generation does not have the format."""
-    if dtype in (np.float32, np.uint16):
+    if dtype == np.float32:
         return shape
-    if dtype != np.int8:
+    if dtype not in (np.uint32, np.int8):
         return None
-    return (shape[0], row_bytes(shape[1])) if len(shape) == 2 else (shape[0], shape[2], row_bytes(shape[1]))
+    *layers, inner, outer = shape if len(shape) == 3 else shape[::-1]
+    return (*layers, *packed_shape(inner, outer)) if dtype == np.uint32 else (*layers, outer, row_bytes(inner))
 
 
 def _matrices(weights: ModelWeights, geometry: Geometry) -> dict[str, NDArray[np.float32]]:
     return {name: getattr(weights, name) for name in layout_of(geometry).decode_matrices}
 
 
-def _as_bf16(matrix: NDArray[np.float32]) -> NDArray[np.uint16]:
-    out: NDArray[np.uint16] = Arena({"bits": matrix.shape}, np.uint16)["bits"]
-    bf16_from_float32(matrix.reshape(-1), out.reshape(-1))
+def _as_bf16(matrix: NDArray[np.float32]) -> PackedBits:
+    """Return packed matrices: of a matrix (V, C) its transpose, of one for each layer (L, I, O) each."""
+    shape = stored_shape(matrix.shape, np.dtype(np.uint32))
+    assert shape is not None
+    out: PackedBits = Arena({"words": shape}, np.uint32)["words"]
+    if matrix.ndim == 2:
+        pack_float32(matrix, Op.T, out)
+        return out
+    for layer, packed in zip(matrix, out, strict=True):
+        pack_float32(layer, Op.N, packed)
     return out
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ from threadloom.pipeline import Arena, blas_threads, loaded_blas
 from threadloom.stages import inference
 from threadloom.stages.checkpoint.huggingface import write_model
 from threadloom.stages.data.bytes_tokenizer import BytesTokenizer
-from threadloom.stages.inference import GenerationLimits, Model, SamplingSettings, generate_text, generation
+from threadloom.stages.inference import (
+    DecodePrecision,
+    Decoder,
+    GenerationLimits,
+    Model,
+    SamplingSettings,
+    generate_text,
+    generation,
+    stored_weights,
+)
 from threadloom.stages.inference.sampling import sample_token
 from threadloom.stages.machine import ThreadLimit
 from threadloom.stages.models import Geometry, parameter_shapes
@@ -150,6 +160,42 @@ def test_an_evaluation_takes_the_threads_of_the_process_and_one_of_blas(
     assert blas == {1}
     expected, bound = expected_loss(folder, ids, GEOMETRY.context)
     assert abs(float(out.split()[1]) - expected) <= bound
+
+
+@pytest.mark.timeout(300)  # includes compiling with an empty cache
+@pytest.mark.parametrize("precision", [DecodePrecision.BF16, DecodePrecision.INT8])
+def test_a_sample_in_another_number_format(tmp_path: Path, precision: DecodePrecision) -> None:
+    """A greedy text is that of the decoder with converted weights, and may leave the context."""
+    folder = folder_of(tmp_path)
+    found = command("sample", folder, "--prompt=a", "--tokens=40", "--temperature=0", f"--precision={precision.value}")
+    assert found.status == 0, found.err
+    model = Model.open(folder)
+    decoder = Decoder(stored_weights(model.weights, model.geometry, precision), model.geometry)
+    logits, ids = decoder.prefill([ord("a")]), list[int]()
+    while len(ids) < 40:
+        ids.append(int(logits[:256].argmax()))
+        logits = decoder.append(ids[-1])
+    assert found.out == "a" + bytes(ids).decode() + "\n"
+
+
+def test_the_float32_weights_of_a_sample_in_another_format_are_freed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened, alive = list[weakref.ref[Model]](), list[bool]()
+    draw, convert = sample_token, Model.stored_as
+
+    def converted(self: Model, precision: DecodePrecision) -> Model:
+        opened.append(weakref.ref(self))
+        return convert(self, precision)
+
+    def drawn(*arguments: Any) -> int:
+        alive.append(opened[0]() is not None)
+        return draw(*arguments)
+
+    monkeypatch.setattr(Model, "stored_as", converted)
+    monkeypatch.setattr(generation, "sample_token", drawn)
+    assert command("sample", folder_of(tmp_path), "--tokens=2", "--precision=bf16").status == 0
+    assert alive == [False, False]
 
 
 def test_a_sample_is_computed_with_one_blas_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

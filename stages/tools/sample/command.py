@@ -91,12 +91,11 @@ def print_sample(
     from threadloom.stages.inference import DecodePrecision, Model, generate_text
     from threadloom.stages.resolve import float32_settings
 
-    model = Model.open(run, base, average=average)
+    model = Model.open(run, base, average=average).stored_as(precision or DecodePrecision.FLOAT32)
     prompt_ids = model.prompt(prompt, special or SpecialTokens.TEXT) if prompt else model.default_prompt()
     shown = prompt_ids[len(model.tokenizer.beginning) :]
     beginning = prompt or model.tokenizer.decode(shown)
-    precision = precision or DecodePrecision.FLOAT32
-    pieces = generate_text(model, prompt_ids, settings, limits, seed, precision)
+    pieces = generate_text(model, prompt_ids, settings, limits, seed)
     write_output(beginning if beginning.strip() else "", end="")
     try:
         with float32_settings():

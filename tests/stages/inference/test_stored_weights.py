@@ -53,10 +53,8 @@ def rounded(tensor: np.ndarray, precision: DecodePrecision) -> np.ndarray:
     return np.stack([read_back(layer.T).T for layer in tensor])
 
 
-def model_of(
-    oracle: Oracle, geometry: Geometry, precision: DecodePrecision
-) -> tuple[ModelWeights, ModelWeights, Tensors]:
-    """Return rounded weights, those that are stored, and the rounded ones for the reference."""
+def model_of(oracle: Oracle, geometry: Geometry, precision: DecodePrecision) -> tuple[ModelWeights, Tensors]:
+    """Return the weights that are stored, and the rounded ones for the reference."""
     tensors = oracle.random_tensors(np.random.default_rng(3), 0.3)
     first = Arena(parameter_shapes(geometry))
     for name, tensor in tensors.items():
@@ -66,7 +64,7 @@ def model_of(
     for name in tensors:
         matrix = name in layout_of(geometry).decode_matrices
         arena[name][...] = rounded(first[name], precision) if matrix else first[name]
-    return as_weights(geometry, arena), stored, {name: arena[name].astype(np.float64) for name in tensors}
+    return stored, {name: arena[name].astype(np.float64) for name in tensors}
 
 
 @pytest.mark.parametrize("precision", [BF16, INT8])
@@ -76,7 +74,7 @@ def test_logits_at_every_position(precision: DecodePrecision, architecture: str)
     overrides = () if architecture == "llama" else tied
     config = tiny(*GPT2) if architecture == "gpt2" else tiny(*overrides, base=LLAMA)
     geometry, oracle = config.model.geometry(), oracle_of(config)
-    weights, stored, tensors = model_of(oracle, geometry, precision)
+    stored, tensors = model_of(oracle, geometry, precision)
     ids = np.random.default_rng(1).integers(0, geometry.vocabulary, geometry.context)
 
     def logits() -> Tensors:
@@ -84,7 +82,7 @@ def test_logits_at_every_position(precision: DecodePrecision, architecture: str)
 
     expected, bounds = with_bounds(logits, IN_BF16)
     for prompt in (1, 4, geometry.context):
-        decoder = Decoder(weights, geometry, stored)
+        decoder = Decoder(stored, geometry)
         found = decoder.prefill(ids[:prompt])
         assert_close(found, expected[str(prompt - 1)], bounds[str(prompt - 1)], f"position {prompt - 1}")
         for position in range(prompt, geometry.context):
@@ -140,8 +138,8 @@ def test_a_seed_gives_the_same_text_in_every_format() -> None:
     config = tiny(*GPT2)
     geometry = config.model.geometry()
     for precision in (BF16, INT8):
-        weights, stored, _ = model_of(oracle_of(config), geometry, precision)
-        texts = [list(generate(weights, geometry, [1], 30, SamplingSettings(), 5, (), stored)) for _ in range(2)]
+        stored, _ = model_of(oracle_of(config), geometry, precision)
+        texts = [list(generate(stored, geometry, [1], 30, SamplingSettings(), 5)) for _ in range(2)]
         assert texts[0] == texts[1]
         assert len(texts[0]) == 30  # more than the context
 
@@ -149,12 +147,14 @@ def test_a_seed_gives_the_same_text_in_every_format() -> None:
 def test_stored_weights_of_another_model_are_refused() -> None:
     config = tiny(*GPT2)
     geometry = config.model.geometry()
-    weights, stored, _ = model_of(oracle_of(config), geometry, INT8)
+    stored, _ = model_of(oracle_of(config), geometry, INT8)
     for name, wrong in (("wte", stored.wte[:-1]), ("qkv_weight", stored.qkv_weight[:, :, :-1].copy())):
-        with pytest.raises(GenerationError, match=f"the stored weights' {name}: expected the form of"):
-            Decoder(weights, geometry, stored._replace(**{name: wrong}))
-    with pytest.raises(GenerationError, match="the stored weights' qkv_bias"):
-        Decoder(weights, geometry, stored._replace(qkv_bias=stored.qkv_bias.astype(np.float64)))
+        with pytest.raises(
+            GenerationError, match=f"the weights' {name}: expected the form of .* that stored_weights gives"
+        ):
+            Decoder(stored._replace(**{name: wrong}), geometry)
+    with pytest.raises(GenerationError, match="the weights' qkv_bias"):
+        Decoder(stored._replace(qkv_bias=stored.qkv_bias.astype(np.float64)), geometry)
 
 
 def test_the_reference_is_that_of_the_rounded_weights() -> None:
@@ -162,7 +162,7 @@ def test_the_reference_is_that_of_the_rounded_weights() -> None:
     config = tiny(*GPT2)
     geometry, oracle = config.model.geometry(), oracle_of(config)
     exact = oracle.random_tensors(np.random.default_rng(3), 0.3)
-    _, _, tensors = model_of(oracle, geometry, INT8)
+    _, tensors = model_of(oracle, geometry, INT8)
     ids = np.arange(geometry.context)[None]
     first, second = (reference.forward(w, ids, geometry.heads).logits for w in (exact, tensors))
     assert np.linalg.norm(first - second) > 1e-4 * np.linalg.norm(first)

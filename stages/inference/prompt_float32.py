@@ -1,0 +1,60 @@
+"""The layers of a prompt in float32."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from threadloom.kernels import Floats
+from threadloom.kernels.float32 import float32_from_packed, float32_from_rows8
+from threadloom.pipeline import Arena
+from threadloom.stages.inference.prompt import UNPACKED_ROWS, layer_of, stacked_matrices
+from threadloom.stages.layouts import ModelWeights, layout_of
+from threadloom.stages.memory import Float32Memory
+from threadloom.stages.models import Geometry, parameter_shapes
+
+
+class Float32Layers:
+    """The layers in float32. Implements `PromptLayers`.
+
+    Memory, if the weights are in another format: the matrices of one layer.
+    """
+
+    def __init__(self, weights: ModelWeights, geometry: Geometry) -> None:
+        self._weights, self._geometry = weights, geometry
+        self._layout = layout_of(geometry)
+        self._constants = self._layout.constants(geometry)
+        stored = weights.wte.dtype != np.float32
+        shapes = parameter_shapes(geometry)
+        self._matrices = Arena({name: (1, *shapes[name][1:]) for name in stacked_matrices(geometry)} if stored else {})
+        inputs = max((matrix.shape[1] for matrix in self._matrices.values()), default=0)
+        self._rows = np.empty(UNPACKED_ROWS * inputs, np.float32)
+
+    def activations(self, rows: int) -> Any:
+        """Allocate the activations."""
+        one_layer = replace(self._geometry, layers=1, context=rows)
+        return Float32Memory(one_layer, 1).allocate_evaluation_slot().activations
+
+    def residual(self, activations: Any) -> Floats:
+        """Return the residual stream before the layer."""
+        x: Floats = activations.x[0]
+        return x
+
+    def run(self, number: int, activations: Any) -> None:
+        """Run the layer, and copy the residual stream after it to the place of that before the next one."""
+        layer = layer_of(self._weights, self._geometry, number)
+        for name, matrix in self._matrices.items():
+            self._unpack(getattr(layer, name)[0], matrix[0])
+        if self._matrices:
+            unused = dict.fromkeys(self._layout.decode_matrices, activations.x[0])  # of the types in float32
+            layer = layer._replace(**{**unused, **self._matrices})
+        constants = self._layout.layer_constants(self._constants, number)
+        self._layout.kernels.blocks_forward(layer, activations, 1, constants)
+        activations.x[0][...] = activations.x[1]
+
+    def _unpack(self, stored: Any, out: Floats) -> None:
+        if stored.dtype == np.int8:
+            rows = self._rows[: UNPACKED_ROWS * len(out)].reshape(UNPACKED_ROWS, len(out))
+            float32_from_rows8(stored, rows, out)
+        else:
+            float32_from_packed(stored, out)
