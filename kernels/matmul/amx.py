@@ -121,7 +121,9 @@ class _EmulatedTiles:
     def __init__(self, builder: Any) -> None:
         self._builder = builder
         kind = ir.ArrayType(INT32, _ROWS * _ROW_BYTES // 4)
-        self._tiles = [builder.ptrtoint(cgutils.alloca_once(builder, kind), INT64) for _ in range(8)]
+        with builder.goto_entry_block():  # not `cgutils.alloca_once`, which clears: 8 KiB in each call, used or not
+            tiles = [builder.alloca(kind) for _ in range(8)]
+        self._tiles = [builder.ptrtoint(tile, INT64) for tile in tiles]
 
     def configure(self) -> None:
         """Do nothing: memory needs no configuration."""
