@@ -7,7 +7,7 @@ vectors. A is read in place or packed once a block, as the variant of the produc
 transposed A is always packed, unless few panels use it: its next k is a row, and mostly a page, further on.
 
 At the edges tiles are smaller: the last rows are multiplied in a tile of their height, and a last panel of at most one
-vector of columns in tiles of one vector. No row is computed that is not stored, and less than a vector of columns.
+vector of columns in tiles of one vector, or of half of one. No row is computed that is not stored.
 
 The product is compiled once and called by address, so that no kernel contains it. On an AMD Zen 5 it runs at the speed
 of OpenBLAS's AVX-512 kernels, and at twice that of its AVX2 ones.
@@ -20,7 +20,7 @@ import numpy as np
 from threadloom.kernels.compiling import Entry, jit_kernel
 from threadloom.kernels.matmul.float32_pack import pack_panel, pack_strip
 from threadloom.kernels.matmul.float32_prefetch import fetch_for_tile, next_panel
-from threadloom.kernels.matmul.float32_tile import VECTORS, WIDTH, RowsOfA, make_float32_tile, make_float32_tiles
+from threadloom.kernels.matmul.float32_tile import HALF, WIDTH, RowsOfA, make_float32_tile, make_float32_tiles
 from threadloom.kernels.matmul.operands import GemmArgs, MatrixRef, Op, shifted
 from threadloom.kernels.matmul.variants import IN_PLACE, PACKED_PREFETCH, TALL, TALL_PREFETCH, variant_of
 from threadloom.kernels.simd import LANES, load_float32, stack_buffer, store_float32
@@ -38,8 +38,9 @@ _tile_buffer = stack_buffer(4 * HIGH * WIDTH)
 _block_buffer = stack_buffer(4 * ((_PACKED_ROWS + HIGH) * DEPTH + LANES))  # vectors are stored past the last strip
 
 _high, _low = make_float32_tile(HIGH), make_float32_tile(LOW)
-_short = make_float32_tiles(range(1, LOW), VECTORS)
-_narrow = make_float32_tiles(sorted({HIGH, LOW, 4, 2, 1}), 1)
+_short = make_float32_tiles(range(1, LOW), WIDTH)
+_narrow = make_float32_tiles(sorted({HIGH, LOW, 4, 2, 1}), LANES)
+_narrowest = make_float32_tiles(sorted({HIGH, LOW, 4, 2, 1}), HALF)
 
 
 class _Buffers(NamedTuple):
@@ -110,7 +111,7 @@ def _height_of_tile(plan: _Plan, rows: int, narrow: bool) -> int:
 def _wide_tile(
     height: int, source: RowsOfA, panel: int, depth: int, out: MatrixRef, alpha: np.float32, beta: np.float32
 ) -> None:
-    """Compute a tile of `VECTORS` vectors; strides that are constants save the arithmetic of addresses."""
+    """Compute a tile of `WIDTH` columns; strides that are constants save the arithmetic of addresses."""
     packed = source.row_stride == 1
     if packed and height == HIGH and source.k_stride == HIGH:
         _high(RowsOfA(source.address, 1, HIGH), panel, depth, out, alpha, beta)
@@ -139,7 +140,7 @@ def _rows_of_a(p: GemmArgs, plan: _Plan, block: _Block, strips: int, i0: int) ->
 def _multiply_panel(p: GemmArgs, plan: _Plan, block: _Block, buffers: _Buffers, j0: int, columns1: int) -> None:
     """Multiply a block of A by the panel at column `j0`, which is packed."""
     width = min(WIDTH, columns1 - j0)
-    stored = width in (WIDTH, LANES)  # without a detour
+    stored = width in (WIDTH, LANES, HALF)  # without a detour
     tiles = -(-(block.rows1 - block.rows0) // plan.height)
     following = next_panel(p, block.k0, block.depth, j0 + WIDTH, columns1, tiles)
     i0, index = block.rows0, 0
@@ -153,8 +154,10 @@ def _multiply_panel(p: GemmArgs, plan: _Plan, block: _Block, buffers: _Buffers, 
         beta = block.beta if stored else np.float32(0.0)
         if width > LANES:
             _wide_tile(height, source, buffers.panel, block.depth, out, p.alpha, beta)
-        else:
+        elif width > HALF:
             _narrow(height, source, buffers.panel, block.depth, out, p.alpha, beta)
+        else:
+            _narrowest(height, source, buffers.panel, block.depth, out, p.alpha, beta)
         if not stored:
             _merge_tile(buffers.tile, target, height, width, block.beta)
         i0 += height

@@ -1,4 +1,4 @@
-"""Innermost float32 product: a tile of the result in vector registers, of any height, one or two vectors wide.
+"""Innermost float32 product: a tile of the result in vector registers, of any height; two, one or half a vector wide.
 
 For each k, the vectors of a packed row of B are multiplied by the elements of A's rows, each broadcast to all lanes.
 Each element of the tile is one chain of fused multiply-adds along k, then ``alpha * sum + beta * out``: its bits depend
@@ -43,35 +43,61 @@ def _element(builder: Any, base: Any, index: Any) -> Any:
     return builder.gep(builder.inttoptr(base, FLOAT32.as_pointer()), [index])
 
 
-def _emit_sums(builder: Any, size: tuple[int, int], source: Any, panel: Any, depth: Any) -> list[list[Any]]:
+HALF = LANES // 2
+"""Columns of the narrowest tile: many processors multiply two vectors of half the size in the time of one."""
+
+
+class _Size(NamedTuple):
+    """Rows of a tile, and its columns as vectors of a type."""
+
+    height: int
+    vectors: int
+    kind: Any
+
+
+def _size(height: int, columns: int) -> _Size:
+    lanes = min(columns, LANES)
+    return _Size(height, columns // lanes, ir.VectorType(FLOAT32, lanes))
+
+
+def _multiply_add(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c for vectors of any type."""
+    if a.type == FLOAT32_VECTOR:
+        return fused_multiply_add(builder, a, b, c)
+    kind = ir.FunctionType(a.type, [a.type] * 3)
+    name = f"llvm.fmuladd.v{a.type.count}f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b, c])
+
+
+def _emit_sums(builder: Any, size: _Size, source: Any, panel: Any, depth: Any) -> list[list[Any]]:
     """Emit the loop along k; return the stack slots of the accumulators, which LLVM promotes to registers."""
-    height, vectors = size
+    height, vectors, kind = size
     a, row_stride, k_stride = cgutils.unpack_tuple(builder, source, 3)
-    sums = [[cgutils.alloca_once(builder, FLOAT32_VECTOR) for _ in range(vectors)] for _ in range(height)]
+    sums = [[cgutils.alloca_once(builder, kind) for _ in range(vectors)] for _ in range(height)]
     for row in sums:
         for slot in row:
-            builder.store(ir.Constant(FLOAT32_VECTOR, None), slot)
+            builder.store(ir.Constant(kind, None), slot)
     with cgutils.for_range(builder, depth) as loop:
         line = builder.mul(loop.index, int64(4 * WIDTH))
         columns = [
-            builder.load(pointer(builder, FLOAT32_VECTOR, panel, line, int64(4 * v)), align=4 * LANES)
-            for v in range(0, vectors * LANES, LANES)
+            builder.load(pointer(builder, kind, panel, line, int64(4 * v)), align=4 * kind.count)
+            for v in range(0, vectors * kind.count, kind.count)
         ]
         along_k = builder.mul(loop.index, k_stride)
         for i, row in enumerate(sums):
             index = builder.add(along_k, builder.mul(row_stride, int64(i)))
-            factor = broadcast(builder, builder.load(_element(builder, a, index)), FLOAT32_VECTOR)
+            factor = broadcast(builder, builder.load(_element(builder, a, index)), kind)
             for column, slot in zip(columns, row, strict=True):
-                builder.store(fused_multiply_add(builder, factor, column, builder.load(slot)), slot)
+                builder.store(_multiply_add(builder, factor, column, builder.load(slot)), slot)
     return sums
 
 
-def _emit_tile(builder: Any, size: tuple[int, int], arguments: Sequence[Any]) -> None:
+def _emit_tile(builder: Any, size: _Size, arguments: Sequence[Any]) -> None:
     """Emit the sums of a tile and their storing; the arguments are those of `make_float32_tile`."""
     source, panel, depth, out, alpha, beta = arguments
     sums = _emit_sums(builder, size, source, panel, depth)
     address, stride = cgutils.unpack_tuple(builder, out, 2)
-    alphas, betas = broadcast(builder, alpha, FLOAT32_VECTOR), broadcast(builder, beta, FLOAT32_VECTOR)
+    alphas, betas = broadcast(builder, alpha, size.kind), broadcast(builder, beta, size.kind)
     overwrite = builder.fcmp_ordered("==", beta, ir.Constant(FLOAT32, 0.0))
     with builder.if_else(overwrite) as (then, otherwise):
         for branch, reads in ((then, False), (otherwise, True)):
@@ -79,10 +105,10 @@ def _emit_tile(builder: Any, size: tuple[int, int], arguments: Sequence[Any]) ->
                 for i, row in enumerate(sums):
                     for v, slot in enumerate(row):
                         offset = builder.mul(stride, int64(i))
-                        place = pointer(builder, FLOAT32_VECTOR, address, offset, int64(4 * LANES * v))
+                        place = pointer(builder, size.kind, address, offset, int64(4 * size.kind.count * v))
                         value = builder.fmul(alphas, builder.load(slot))
                         if reads:
-                            value = fused_multiply_add(builder, betas, builder.load(place, align=4), value)
+                            value = _multiply_add(builder, betas, builder.load(place, align=4), value)
                         builder.store(value, place, align=4)
 
 
@@ -100,7 +126,7 @@ def make_float32_tile(height: int) -> Any:
     @intrinsic
     def tile(typing_context: Any, source: Any, panel: Any, depth: Any, out: Any, alpha: Any, beta: Any) -> Any:
         def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            _emit_tile(builder, (height, VECTORS), arguments)
+            _emit_tile(builder, _size(height, WIDTH), arguments)
             return context.get_dummy_value()
 
         return types.void(*_types_of_tile()), codegen
@@ -108,11 +134,11 @@ def make_float32_tile(height: int) -> Any:
     return tile
 
 
-def make_float32_tiles(heights: Sequence[int], vectors: int) -> Any:
+def make_float32_tiles(heights: Sequence[int], columns: int) -> Any:
     """Return the intrinsic ``tile(height, source, panel, depth, out, alpha, beta)``, a tile of one of `heights` rows.
 
-    It has the first `vectors` vectors of the panel's columns. Otherwise it is a tile of `make_float32_tile`; for
-    another height it does nothing.
+    It has the first `columns` columns of the panel: `WIDTH`, `LANES` or `HALF`. Otherwise it is a tile of
+    `make_float32_tile`; for another height it does nothing.
     """
 
     @intrinsic
@@ -127,7 +153,7 @@ def make_float32_tiles(heights: Sequence[int], vectors: int) -> Any:
                 block = builder.append_basic_block(f"tile.{rows}")
                 choice.add_case(int64(rows), block)
                 builder.position_at_end(block)
-                _emit_tile(builder, (rows, vectors), others)
+                _emit_tile(builder, _size(rows, columns), others)
                 builder.branch(end)
             builder.position_at_end(end)
             return context.get_dummy_value()
