@@ -7,38 +7,19 @@ process may use; its weights, moments and gradients stay on its device, and are 
 
 import itertools
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from safetensors.numpy import load_file
 
+from benchmarks.gpt2_inputs import LINEAR, Tensors, initial_weights, token_batches
 from benchmarks.model_sizes import Gpt2Sizes
 from benchmarks.protocol import FLOAT32, TrainingSizes, UpdateFigures
 
-Tensors = dict[str, Any]
-LINEAR = ("qkv", "attn_proj", "fc", "mlp_proj")
 DECAYED = {"wte", "wpe", *(f"{name}_weight" for name in LINEAR)}
 """Names of the tensors with weight decay."""
 NORM_EPSILON, CLIP_EPSILON = 1e-5, 1e-6
-
-
-def random_weights(sizes: Gpt2Sizes, seed: int = 0) -> Tensors:
-    """Return initial weights under threadloom's names: matrices (layers, in, out), vectors (layers, size)."""
-    rng, c, n = np.random.default_rng(seed), sizes.channels, sizes.layers
-    shapes: dict[str, tuple[int, ...]] = {"wte": (sizes.vocabulary, c), "wpe": (sizes.context, c)}
-    shapes |= {
-        f"{name}_weight": (n, inputs * c, outputs * c)
-        for name, (inputs, outputs) in zip(LINEAR, ((1, 3), (1, 1), (1, 4), (4, 1)), strict=True)
-    }
-    found: Tensors = {name: 0.02 * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
-    found |= {f"{name}_bias": np.zeros((n, found[f"{name}_weight"].shape[2]), np.float32) for name in LINEAR}
-    for name, shape in (("ln1", (n, c)), ("ln2", (n, c)), ("lnf", (c,))):
-        found |= {f"{name}_weight": np.ones(shape, np.float32), f"{name}_bias": np.zeros(shape, np.float32)}
-    return found
 
 
 def mean_loss(weights: Tensors, ids: Any, targets: Any, heads: int, kind: Any) -> Any:
@@ -84,14 +65,13 @@ class Jax:
         model = sizes.model
         if not isinstance(model, Gpt2Sizes):
             raise ValueError(f"the peer in JAX is a GPT-2, got {type(model).__name__}")
-        weights = load_file(folder / "weights.safetensors") if folder else random_weights(model)
-        self._weights = {name: jnp.asarray(tensor) for name, tensor in weights.items()}
+        self._weights = {name: jnp.asarray(tensor) for name, tensor in initial_weights(model, folder).items()}
         self._moments = tuple({name: jnp.zeros_like(w) for name, w in self._weights.items()} for _ in range(2))
         kind = jnp.float32 if precision == FLOAT32 else jnp.bfloat16
         self._step = jax.jit(_step(sizes, model.heads, kind), donate_argnums=(0, 1))
         self._updates = 0
         self._rates = iter(sizes.rates) if sizes.rates else itertools.repeat(sizes.lr)
-        self._batches = _saved(folder / "tokens.npz") if folder else _endless(sizes)
+        self._batches = token_batches(sizes, folder)
 
     def run(self, updates: int) -> UpdateFigures:
         """Make `updates` updates and return their figures."""
@@ -130,18 +110,3 @@ def _step(sizes: TrainingSizes, heads: int, kind: Any) -> Any:
         return updated, (first, second), loss, norm
 
     return step
-
-
-def _saved(file: Path) -> Iterator[tuple[Any, Any]]:
-    """Yield the token batches of a file, one per update."""
-    with np.load(file, allow_pickle=False) as arrays:
-        for ids, targets in zip(arrays["ids"], arrays["targets"], strict=True):
-            yield ids.astype(np.int32), targets.astype(np.int32)
-
-
-def _endless(sizes: TrainingSizes) -> Iterator[tuple[Any, Any]]:
-    """Yield random tokens."""
-    rng, shape = np.random.default_rng(0), (sizes.sequences, sizes.model.context)
-    while True:
-        ids, targets = (rng.integers(0, sizes.model.vocabulary, shape, np.int32) for _ in range(2))
-        yield ids, targets

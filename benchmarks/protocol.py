@@ -30,6 +30,8 @@ class Side(Enum):
     CHECKPOINTED = "PyTorch checkpointed"
     """Eager, with activations recomputed in backward; in fine-tuning only."""
     JAX = "JAX"
+    LLM_C = "llm.c"
+    """In float32 only."""
     OURS = "threadloom"
 
     @property
@@ -64,6 +66,8 @@ class TrainingSizes(msgspec.Struct, frozen=True, kw_only=True):
     """Learning rate of each update for PyTorch. Empty: `lr` throughout. threadloom's side has its schedule."""
     fine_tuning: FineTuning | None = None
     """None: a new model. threadloom's side has the same in its configuration."""
+    llm_c: str = ""
+    """Path of the library of llm.c (`benchmarks.llm_c`), for its side."""
 
     @property
     def tokens(self) -> int:

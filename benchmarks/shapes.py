@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.agreement import BITS16, CheckFailed, check_equal
+from benchmarks.peers import INSTALL
 from benchmarks.protocol import FLOAT32, Side, SideWorker
 from benchmarks.results import ThroughputComparison, format_spread
 from benchmarks.throughput import (
-    INSTALL,
     machine_line,
     measure_sides,
     sizes_of,

@@ -1,4 +1,4 @@
-"""Training throughput compared with PyTorch and JAX: `python -m benchmarks.throughput`.
+"""Training throughput compared with PyTorch, JAX and llm.c: `python -m benchmarks.throughput`.
 
 First the results are compared: from the same weights and tokens, the losses and gradient norms of some updates must be
 equal within the accuracy of the number format (`benchmarks.agreement`). Then the sides are measured, each in a separate
@@ -6,11 +6,11 @@ process, in alternating rounds, so that other load on the machine affects all of
 settings; each of its rounds begins and ends with an empty pipeline, so that filling and draining it count.
 """
 
-import importlib.util
 import json
 import os
 import platform
 import sys
+import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -23,7 +23,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.agreement import BITS16, check_equal
-from benchmarks.model_sizes import Gpt2Sizes, model_sizes
+from benchmarks.llm_c import LlmCError, build_library, compiler_line
+from benchmarks.model_sizes import model_sizes
+from benchmarks.peers import (
+    NAMES,
+    Peer,
+    computes_in,
+    parse_peers,
+    peer_sides,
+    require_peers,
+    without_clip_and_decay,
+)
 from benchmarks.protocol import FLOAT32, Side, SideWorker, TrainingSizes
 from benchmarks.results import (
     HEADINGS,
@@ -42,12 +52,6 @@ DEFAULT_CONFIGS = ("nanogpt-cpu", "small", "optimized", "llama-small")
 ROUNDS = 5
 LEAST_UPDATES = 3
 """Minimum number of updates per round."""
-INSTALL = {
-    "torch": "PyTorch is not installed: run `make bench` or `pip install 'threadloom[bench]'`, or pass --no-peers",
-    "jax": "JAX is not installed: run `pip install jax`, or leave out --peer jax",
-}
-GPT2_ALONE = "the peer in JAX is a GPT-2; leave out --peer jax for"
-INCOMPARABLE = "the peer has no biases and no scaled or partial rotary positions; pass --no-peers"
 
 
 def sizes_of(config: Config, threads: int) -> TrainingSizes:
@@ -100,10 +104,15 @@ def measure_sides(
 
 def compare_sides(
     config: Config, delays: Sequence[int], peers: Sequence[Side], seconds: float, on_progress: Callable[[str], None],
-    precisions: Sequence[str] = (FLOAT32,),
+    precisions: Sequence[str] = (FLOAT32,), llm_c: Path | None = None,
 ) -> ThroughputComparison:  # fmt: skip
-    """Compare the results of the sides on one configuration, then measure them."""
-    sizes = sizes_of(config, detect().logical_cores)
+    """Compare the results of the sides on one configuration, then measure them.
+
+    With llm.c, whose library is `llm_c`, every side trains without clipping and weight decay.
+    """
+    if llm_c:
+        config = without_clip_and_decay(config)
+    sizes = msgspec.structs.replace(sizes_of(config, detect().logical_cores), llm_c=str(llm_c or ""))
     model = msgspec.structs.replace(config.model, vocab_size=sizes.model.vocabulary)
     text = to_json(msgspec.structs.replace(config, model=model))
     on_progress("checking that both sides compute the same")
@@ -112,12 +121,19 @@ def compare_sides(
         f"{framework}: {check_equal(text, sizes, delays, precision, side)}"
         for framework, side in reversed(frameworks.items())
         for precision in precisions
+        if computes_in(side, precision)
     ]
+    every += [f"no clipping, no weight decay; llm.c by {compiler_line()}"] if llm_c else []
     checked = "; ".join(every) or "nothing: no peer was measured"
     # The peers' 16 bits are bfloat16: PyTorch's autocast has no other format on a CPU.
     theirs = dict.fromkeys("bf16" if precision in BITS16 else FLOAT32 for precision in precisions)
     with ExitStack() as stack:
-        workers = [SideWorker(side, text, sizes, precision=precision) for precision in theirs for side in peers]
+        workers = [
+            SideWorker(side, text, sizes, precision=precision)
+            for precision in theirs
+            for side in peers
+            if computes_in(side, precision)
+        ]
         workers += [
             SideWorker(Side.OURS, text, sizes, delay, precision=precision)
             for precision in precisions
@@ -198,20 +214,19 @@ def print_comparisons(
     show_default=True,
     help="Precisions of threadloom, for example float32,bf16; for 16 bits PyTorch runs under autocast.",
 )
-@click.option("--peer", "frameworks", type=click.Choice(["torch", "jax"]), multiple=True, default=["torch"],
-              show_default=True, help="Library to compare with; repeatable.")  # fmt: skip
+@click.option("--peer", "wanted_peers", multiple=True, default=[Peer.TORCH.value], show_default=True,
+              callback=parse_peers, metavar="NAMES",
+              help=f"Programs to compare with, of {', '.join(NAMES)}; repeatable.")  # fmt: skip
+@click.option("--llm-c", "clone", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Clone of github.com/karpathy/llm.c, which is compiled for --peer llm.c.")  # fmt: skip
 @click.option("--peers/--no-peers", default=True, show_default=True, help="Measure the peers too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("runs/throughput"), show_default=True)
 def main(
     *, names: tuple[str, ...], batches: tuple[str, ...], seconds: float, delays: str, compiled: bool, precisions: str,
-    frameworks: tuple[str, ...], peers: bool, as_json: bool, out: Path,
+    wanted_peers: tuple[Peer, ...], clone: Path | None, peers: bool, as_json: bool, out: Path,
 ) -> None:  # fmt: skip
     """Measure training throughput and compare it with that of peers, after checking that all compute the same."""
-    wanted_peers = dict.fromkeys(frameworks if peers else ())
-    for framework in wanted_peers:
-        if importlib.util.find_spec(framework) is None:
-            raise click.ClickException(INSTALL[framework])
     try:
         wanted = [int(delay) for delay in delays.split(",")]
         wanted_precisions = [Precision(name).value for name in precisions.split(",")]
@@ -219,23 +234,23 @@ def main(
         if batches:
             configs = [with_batch(config, batch) for config in configs for batch in batches]
         models = {config.name: sizes_of(config, 1).model for config in configs}
-        incomparable = [name for name, model in models.items() if not model.comparable]
-        others = [name for name, model in models.items() if not isinstance(model, Gpt2Sizes)]
     except (ValueError, InputError) as error:
         raise click.ClickException(str(error)) from error
-    if peers and incomparable:
-        raise click.ClickException(f"{INCOMPARABLE}: {', '.join(incomparable)}")
-    if "jax" in wanted_peers and others:
-        raise click.ClickException(f"{GPT2_ALONE} {', '.join(others)}")
-    sides = [Side.EAGER, *([Side.COMPILED] if compiled else [])] if "torch" in wanted_peers else []
-    sides += [Side.JAX] if "jax" in wanted_peers else []
+    wanted_peers = wanted_peers if peers else ()
+    require_peers(wanted_peers, models, wanted_precisions)
     console = Console(stderr=as_json, width=None if sys.stdout.isatty() else 150)
     warn_if_busy(lambda text: console.print(f"warning: {text}", style="yellow", highlight=False))
     comparisons = []
-    for config in configs:
-        on_progress = progress_printer(console, config.name)
-        comparisons.append(compare_sides(config, wanted, sides, seconds, on_progress, wanted_precisions))
-        write_results(out, comparisons)  # after each, so that it is kept if the next one fails
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            llm_c = build_library(clone, Path(folder)) if Peer.LLM_C in wanted_peers else None
+        except LlmCError as error:
+            raise click.ClickException(str(error)) from error
+        sides = peer_sides(wanted_peers, compiled)
+        for config in configs:
+            progress = progress_printer(console, config.name)
+            comparisons.append(compare_sides(config, wanted, sides, seconds, progress, wanted_precisions, llm_c))
+            write_results(out, comparisons)  # after each, so that it is kept if the next one fails
     print_comparisons(console, comparisons)
     console.print(f"written to {out}: throughput.json, throughput.md, throughput.png", highlight=False)
     if as_json:

@@ -57,6 +57,11 @@ def build_side(task: Any) -> SideServer:
 
         libraries = resident_bytes()
         return SideServer(peer_jax.Jax(sizes, precision, folder), libraries)
+    if side is Side.LLM_C:
+        from benchmarks import peer_llm_c
+
+        libraries = resident_bytes()
+        return SideServer(peer_llm_c.LlmC(sizes, folder), libraries)
     from benchmarks import peer
 
     libraries = resident_bytes()
