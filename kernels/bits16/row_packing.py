@@ -39,7 +39,7 @@ _LINE = 64
 _ROW_BYTES = 2 * CHUNK + _LINE  # rows a power of two apart would share the cache's sets
 _PACKED_ROW = 4 * PANEL
 
-_block_buffer = stack_buffer(PANEL * _ROW_BYTES)
+_block_buffer = stack_buffer(PANEL * _ROW_BYTES)  # in the function that calls it: not to be wrapped in another
 
 
 def _vector(builder: Any, kind: Any, rounded: Any, row: int, byte: int) -> Any:
@@ -167,11 +167,6 @@ def pack_block(weights: Floats, rounded: int, first: int, row: int, pair: Packed
 
 
 @jit_strict_inline
-def _buffer_compiled() -> int:
-    return np.intp(_block_buffer())  # type: ignore[return-value]
-
-
-@jit_strict_inline
 def _keep_compiled(rounded: int, row: int, column: int, x: np.float32) -> None:
     store_uint16(rounded + row * _ROW_BYTES, column, result_to_bf16(x))
 
@@ -189,6 +184,6 @@ def _fence_numpy() -> None:
 
 
 if JIT_ENABLED:
-    rounded_buffer, keep_rounded, finish_stores = _buffer_compiled, _keep_compiled, _fence
+    rounded_buffer, keep_rounded, finish_stores = _block_buffer, _keep_compiled, _fence
 else:
     rounded_buffer, keep_rounded, finish_stores = _buffer_numpy, _keep_numpy, _fence_numpy
