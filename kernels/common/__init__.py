@@ -112,6 +112,13 @@ from threadloom.kernels.common.silu import silu as silu, silu_and_derivative as 
 from threadloom.kernels.common.softmax import softmax_backward_row as softmax_backward_row, softmax_rows as softmax_rows
 from threadloom.kernels.common.sparse import sparse_product as sparse_product
 from threadloom.kernels.common.swiglu import swiglu_backward as swiglu_backward, swiglu_forward as swiglu_forward
+from threadloom.kernels.common.team import (
+    Part as Part,
+    Team as Team,
+    make_team as make_team,
+    meet as meet,
+    part_of as part_of,
+)
 from threadloom.kernels.common.tensors import (
     ATTENTION_TILE as ATTENTION_TILE,
     NO_DROPOUT as NO_DROPOUT,

@@ -34,6 +34,11 @@ from threadloom.kernels.float32.gpt2 import (
     head_backward as head_backward,
     head_loss as head_loss,
 )
+from threadloom.kernels.float32.gpt2_team import (
+    team_blocks_backward as team_blocks_backward,
+    team_blocks_forward as team_blocks_forward,
+    team_head_backward as team_head_backward,
+)
 from threadloom.kernels.float32.head import (
     projection_backward as projection_backward,
     projection_loss as projection_loss,

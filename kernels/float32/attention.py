@@ -20,6 +20,7 @@ from threadloom.kernels.common import (
     AttentionActivations,
     ElementNumbers,
     HeadCounts,
+    Part,
     document_end,
     dropout_tile,
     head_dropout,
@@ -27,15 +28,23 @@ from threadloom.kernels.common import (
     softmax_backward_row,
     softmax_rows,
 )
-from threadloom.kernels.compiling import Floats, jit_kernel
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
 from threadloom.kernels.matmul import Op, gemm
 
 _ZERO = np.float32(0.0)
 
 
-@jit_kernel
+@jit_inline_body
 def attention_forward(acts: AttentionActivations, sequences: int, heads: HeadCounts, scores: Floats) -> None:
-    """Compute ``out`` and ``lse`` of `acts` from its ``qkv``.
+    """Compute ``out`` and ``lse`` of `acts` from its ``qkv``, for all heads: `attention_heads_forward`."""
+    attention_heads_forward(acts, sequences, heads, Part(0, heads.query), scores)
+
+
+@jit_kernel
+def attention_heads_forward(
+    acts: AttentionActivations, sequences: int, heads: HeadCounts, part: Part, scores: Floats
+) -> None:
+    """Compute the columns of ``out`` and the rows of ``lse`` of the query heads in `part`, from ``qkv``.
 
     ``out = softmax(q k.T / sqrt(D) + mask) v`` for each query head (Vaswani et al., 2017, equation 1), with the keys
     and values of its group. ``heads.query`` is a multiple of ``heads.key_value``. `scores` (TILE, at least T) is
@@ -50,7 +59,7 @@ def attention_forward(acts: AttentionActivations, sequences: int, heads: HeadCou
     while begin < out.shape[0]:
         length = document_end(begin, whole, acts.starts) - begin
         b, past = begin // whole, begin % whole
-        for head in range(heads.query):
+        for head in range(part.first, part.last):
             q0, k0 = head * size, (heads.query + head // group) * size
             v0 = k0 + heads.key_value * size
             dropout = head_dropout(acts.dropout, head)
@@ -86,15 +95,30 @@ def _softmax_backward(
         softmax_backward_row(scores[0, i], scores[1, i], lse[i], delta, keys - queries + i + 1, keys)
 
 
-@jit_kernel
+@jit_inline_body
 def attention_backward(
     d_out: Floats, acts: AttentionActivations, sequences: int, heads: HeadCounts, d_qkv: Floats, scores: Floats
 ) -> None:
-    """Write the gradient of ``qkv`` (R, (H + 2K) D) to `d_qkv`, given `d_out` (R, H D), that of the output.
+    """Write the gradient of ``qkv`` to `d_qkv`, for all heads: `attention_heads_backward`."""
+    attention_heads_backward(d_out, acts, sequences, heads, Part(0, heads.query), d_qkv, scores)
 
-    `acts` are those of the forward pass. The tiles of a head run from the last to the first: the last one sees every
-    key, so that of a group's first head writes the gradients of keys and values, to which all others add. `scores`
-    (2, TILE, at least T) is scratch.
+
+@jit_kernel
+def attention_heads_backward(
+    d_out: Floats,
+    acts: AttentionActivations,
+    sequences: int,
+    heads: HeadCounts,
+    part: Part,
+    d_qkv: Floats,
+    scores: Floats,
+) -> None:
+    """Write the columns of the query heads in `part`, whole groups, of the gradient of ``qkv`` (R, (H + 2K) D).
+
+    They are written to `d_qkv`, given `d_out` (R, H D), the gradient of the output, and so are those of the groups'
+    keys and values. `acts` are those of the forward pass. The tiles of a head run from the last to the first: the last
+    one sees every key, so that of a group's first head writes the gradients of keys and values, to which all others
+    add. `scores` (2, TILE, at least T) is scratch.
     """
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     size = out.shape[1] // heads.query
@@ -106,7 +130,7 @@ def attention_backward(
         length = document_end(begin, whole, acts.starts) - begin
         b, past = begin // whole, begin % whole
         tiles = (length + ATTENTION_TILE - 1) // ATTENTION_TILE
-        for head in range(heads.query):
+        for head in range(part.first, part.last):
             q0, k0 = head * size, (heads.query + head // group) * size
             v0 = k0 + heads.key_value * size
             beta = 0.0 if head % group == 0 else 1.0

@@ -1,6 +1,9 @@
 """Gradient of softmax cross-entropy, and of the terms beside it, for the rows of one chunk of logits, in place."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from threadloom.kernels.common import IGNORED_TARGET, LossTerms, exponentiate_row, has_terms, objective_row
 from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
@@ -28,6 +31,24 @@ def cross_entropy_backward(logits: Floats, targets: TokenIds, scale: float) -> f
             row[j] *= share
         row[target] -= factor
     return total
+
+
+@jit_kernel
+def cross_entropy_backward_rows(logits: Floats, targets: TokenIds, scale: float, losses: NDArray[Any]) -> None:
+    """Overwrite `logits` as `cross_entropy_backward` does; write the loss of each row to `losses` (n,), float64."""
+    factor = np.float32(scale)
+    for r in range(targets.shape[0]):
+        row = logits[r]
+        target = targets[r]
+        losses[r] = 0.0
+        if target == IGNORED_TARGET:
+            row[:] = _ZERO
+            continue
+        losses[r], exponentials = exponentiate_row(row, target, 0.0)
+        share = factor / exponentials
+        for j in range(row.shape[0]):
+            row[j] *= share
+        row[target] -= factor
 
 
 @jit_kernel

@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from threadloom.kernels.common import Affine, row_statistics
-from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
+from threadloom.kernels.common import Affine, Part, row_statistics
+from threadloom.kernels.compiling import Floats, jit_always_inline, jit_inline_body, jit_kernel, jit_strict_fp
 
 _ZERO = np.float32(0.0)
 
@@ -94,3 +94,29 @@ def layernorm_backward(
         for j in range(row.shape[0]):
             n = (row[j] - mean) * rstd
             target[j] += rstd * (d_row[j] * weight[j] - mean_g - n * mean_gn)
+
+
+@jit_always_inline
+def _plus_product(total: np.float32, a: np.float32, b: np.float32) -> np.float32:
+    return total + a * b
+
+
+@jit_strict_fp  # nothing is reassociated: in the loop of `_affine_backward` the normalised element is used twice
+def layernorm_backward_columns(
+    d_out: Floats, x: Floats, statistics: RowStatistics, columns: Part, d_affine: Affine, accumulate: bool
+) -> None:
+    """Compute some columns of the gradients of weight and bias, with the bits of `layernorm_backward`.
+
+    An array without elements, of a frozen tensor, is not computed.
+    """
+    d_weight, d_bias = d_affine.weight[columns.first : columns.last], d_affine.bias[columns.first : columns.last]
+    if not accumulate:
+        d_weight.fill(_ZERO)
+        d_bias.fill(_ZERO)
+    for r in range(x.shape[0]):
+        row, d_row = x[r][columns.first : columns.last], d_out[r][columns.first : columns.last]
+        mean, rstd = statistics.mean[r], statistics.rstd[r]
+        for j in range(d_weight.shape[0]):
+            d_weight[j] = _plus_product(d_weight[j], d_row[j], (row[j] - mean) * rstd)
+        for j in range(d_bias.shape[0]):
+            d_bias[j] += d_row[j]

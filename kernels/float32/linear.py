@@ -5,6 +5,7 @@ on clearing the output. A layer without bias has one of length 0. The gradient o
 array without elements, and is not computed.
 """
 
+from threadloom.kernels.common import Part
 from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.matmul import Op, gemm
 
@@ -49,6 +50,25 @@ def linear_backward_weight(x: Floats, d_out: Floats, d_weight: Floats, accumulat
     """Write, or add when `accumulate`, the gradient of the weight, ``x.T @ d_out``, to `d_weight` (I, O)."""
     if d_weight.size:
         gemm(x, d_out, d_weight, Op.T, Op.N, 1.0, 1.0 if accumulate else 0.0)
+
+
+@jit_kernel
+def linear_backward_bias_columns(d_out: Floats, columns: Part, d_bias: Floats, accumulate: bool) -> None:
+    """Compute some columns of the gradient of the bias, with the bits of `linear_backward_bias`."""
+    target = d_bias[columns.first : columns.last]
+    if not accumulate:
+        target.fill(0.0)
+    rows = d_out.shape[0]
+    four = rows - rows % 4
+    for r in range(0, four, 4):
+        a, b = d_out[r][columns.first : columns.last], d_out[r + 1][columns.first : columns.last]
+        c, d = d_out[r + 2][columns.first : columns.last], d_out[r + 3][columns.first : columns.last]
+        for j in range(target.shape[0]):
+            target[j] += (a[j] + b[j]) + (c[j] + d[j])
+    for r in range(four, rows):
+        row = d_out[r][columns.first : columns.last]
+        for j in range(target.shape[0]):
+            target[j] += row[j]
 
 
 @jit_kernel

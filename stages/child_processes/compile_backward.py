@@ -1,7 +1,7 @@
 """Compile the kernels of the backward pass into the cache, while the parent compiles the others.
 
-Usage: ``compile_backward PRECISION ARCHITECTURE``. The process exits when its parent does, which closes its standard
-input.
+Usage: ``compile_backward PRECISION ARCHITECTURE TEAM``. The process exits when its parent does, which closes its
+standard input.
 """
 
 import os
@@ -19,4 +19,4 @@ def _exit_with_parent() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    compile_backward(Precision(sys.argv[1]), ModelArchitecture(sys.argv[2]))
+    compile_backward(Precision(sys.argv[1]), ModelArchitecture(sys.argv[2]), int(sys.argv[3]))

@@ -77,6 +77,7 @@ class ResolvedThreads(ThreadsConfig, frozen=True, kw_only=True):
     reduce: int
     update: int
     blas: int
+    team: int = 1  # absent in the files of earlier releases
 
 
 class ResolvedEvaluation(EvaluationConfig, frozen=True, kw_only=True):

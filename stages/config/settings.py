@@ -113,6 +113,10 @@ class ThreadsConfig(Section, frozen=True, kw_only=True):
     """Threads that apply AdamW."""
     blas: int | None = None
     """Threads of one BLAS call; more than 1 only with gemm_backend=blas. The only count of these that changes bits."""
+    team: int | None = None
+    """Threads that divide the work of one micro-batch in forward and backward, without changing a bit. None: more than
+    1 if a batch has fewer micro-batches than there are threads, `delay` is 0, and there are kernels for it: float32
+    GPT-2 without adapters, dropout within the blocks or terms of the loss."""
     control: bool = False
     """True: threads of stages that wait move to the bottleneck during the run, without changing a bit."""
 

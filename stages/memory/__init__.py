@@ -44,4 +44,5 @@ from threadloom.stages.memory.precision_memory import (
     token_ids_bytes as token_ids_bytes,
 )
 from threadloom.stages.memory.spike_guard import GuardState as GuardState, SpikeGuard as SpikeGuard
+from threadloom.stages.memory.team import TeamMemory as TeamMemory, allocate_teams as allocate_teams
 from threadloom.stages.memory.traffic import adamw_bytes as adamw_bytes, reduction_bytes as reduction_bytes

@@ -4,6 +4,7 @@ from threadloom.pipeline import arena_size
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.memory.bank import packed_only
 from threadloom.stages.memory.precision_memory import PrecisionMemory, starts_bytes
+from threadloom.stages.memory.team import teams_bytes
 from threadloom.stages.models import input_gradient_bytes, parameter_shapes, trained_shapes
 
 FLOAT = 4
@@ -43,6 +44,7 @@ def memory_plan(
         "slots": memory.slot_bytes * config.slots,
         "backward scratch": memory.scratch_bytes * config.max_concurrent_backward,
         "input gradients": _deferred_bytes(config) if config.shared_lanes else 0,
+        "teams": teams_bytes(config),
         "evaluation": evaluation if evaluates else 0,
         "checkpoint copies": state * (arenas + config.delay) if saves and config.checkpoint.copies else 0,
     }

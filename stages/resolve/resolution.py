@@ -24,6 +24,7 @@ from threadloom.stages.models import Geometry, input_gradient_bytes, parameter_c
 from threadloom.stages.resolve.delay_correction import with_delay_correction
 from threadloom.stages.resolve.learning_rate import with_learning_rate
 from threadloom.stages.resolve.precision import choose_precision_here, is_precision_open, with_precision
+from threadloom.stages.resolve.team import choose_team
 from threadloom.stages.resolve.validation import validate
 
 ROWS_PER_MICRO_BATCH = 256
@@ -73,6 +74,8 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None, *, thread
     lanes, shared = _choose_lanes(config, geometry, parameters, micro_batches, concurrent)
     workers = config.threads.total or threads or cores
     counts = choose_threads(config.threads, workers, micro_batches if shared else lanes)
+    gemm = config.gemm_backend or _fastest_gemm(counts.blas)
+    team = choose_team(config, geometry, gemm, workers, micro_batches, shared_lanes=shared)
     extra = int(_BANK_COPIES.get(config.precision, 1) * parameters <= SMALL_MODEL_ELEMENTS)
     chosen = msgspec.structs.replace(
         config,
@@ -81,8 +84,8 @@ def resolve(config: Config, cores: int, vocabulary: int | None = None, *, thread
         lanes=lanes,
         shared_lanes=shared,
         recompute=bool(config.recompute) and config.precision in _BANK_COPIES,
-        gemm_backend=config.gemm_backend or _fastest_gemm(counts.blas),
-        threads=counts,
+        gemm_backend=gemm,
+        threads=msgspec.structs.replace(counts, team=team),
         channel_capacity=config.channel_capacity or CHANNEL_CAPACITY,
         slots=config.slots or choose_slots(config, geometry, counts.forward, counts.backward, micro_batches),
         extra_banks=extra if config.extra_banks is None else config.extra_banks,
@@ -167,6 +170,7 @@ def choose_threads(threads: ThreadsConfig, workers: int, writers: int) -> Resolv
         reduce=threads.reduce or workers,
         update=threads.update or workers,
         blas=threads.blas or 1,
+        team=threads.team or 1,
         control=threads.control,
     )
 

@@ -34,6 +34,7 @@ def with_threads_of_this_process(saved: Config, limit: ThreadLimit) -> Config:
             "threads: the run had up to {} per stage and continues with {}, by {}; its weights do not depend on it",
             most, limit.count, limit.reason,
         )  # fmt: skip
+    counts["team"] = threads.team or 1  # absent in the files of earlier releases
     reopened = dict.fromkeys(name for name, count in counts.items() if chosen or count > limit.count)
     total = threads.total if threads.total <= limit.count else 0
     config = msgspec.structs.replace(saved, threads=msgspec.structs.replace(threads, total=total, **reopened))

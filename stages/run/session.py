@@ -213,6 +213,7 @@ def _train(
         architecture=config.model.architecture,
         delayed=config.delay_correction,
         embedding=config.embedding,
+        team=config.threads.team,
     )
     first = start.step if start else 0
     scores = {step: loss for step, loss in _scores(run).items() if step <= first}

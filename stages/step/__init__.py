@@ -48,5 +48,6 @@ from threadloom.stages.step.saving import (
     due_every as due_every,
     never as never,
 )
+from threadloom.stages.step.team import Member as Member, Teams as Teams
 from threadloom.stages.step.update import Clip as Clip, Publish as Publish
 from threadloom.stages.step.windows import Windows as Windows

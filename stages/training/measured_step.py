@@ -100,7 +100,11 @@ class MeasuredStepRunner:
         """`text` is a resolved configuration as JSON."""
         self.config: ResolvedConfig = _with_full_context(resolved_from_json(text))
         compile_kernels(
-            lambda _: None, self.config.precision, self.config.model.architecture, self.config.delay_correction
+            lambda _: None,
+            self.config.precision,
+            self.config.model.architecture,
+            self.config.delay_correction,
+            team=self.config.threads.team,
         )
         self._base = resident_bytes()
         self._mode = mode

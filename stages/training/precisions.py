@@ -1,9 +1,9 @@
 """The arithmetic of each precision. The classes of 16 bits are imported on first use, and their kernels with them."""
 
-from threadloom.stages.config import NO_DROPOUT, DropoutConfig, Precision
+from threadloom.stages.config import NO_DROPOUT, DropoutConfig, Precision, ResolvedConfig
 from threadloom.stages.models import Geometry
-from threadloom.stages.step import Compute
-from threadloom.stages.step.float32 import Float32Compute
+from threadloom.stages.step import Compute, Teams
+from threadloom.stages.step.float32 import DividedFloat32Compute, Float32Compute
 
 
 def compute_for(
@@ -27,3 +27,10 @@ def compute_for(
     from threadloom.stages.step.bits16 import Bits16Compute
 
     return Bits16Compute(precision, geometry, sequences, recompute=recompute, borders=borders, dropout=dropout)
+
+
+def divided_compute(config: ResolvedConfig, teams: Teams) -> Compute:
+    """Return the arithmetic of forward and backward by teams; `stages.resolve.team` says for which configurations."""
+    return DividedFloat32Compute(
+        config.geometry(), config.micro_batch, teams, borders=config.bordered, dropout=config.dropout
+    )

@@ -83,6 +83,7 @@ from threadloom.stages.step import (
     Reduce,
     RunRecord,
     Save,
+    Teams,
     Validation,
     due_every,
     never,
@@ -91,7 +92,7 @@ from threadloom.stages.step import (
 )
 from threadloom.stages.step.optimizers import FORECAST, MASTER, create_optimizer
 from threadloom.stages.training.admission import backward_order, forward_order
-from threadloom.stages.training.precisions import compute_for
+from threadloom.stages.training.precisions import compute_for, divided_compute
 
 
 class Training:
@@ -150,6 +151,8 @@ class Training:
         self.gradient = Gradient(self.lanes, config.delay)
         self.slots = Pool([memory.allocate_slot() for _ in range(config.slots)])
         self.scratch = Pool([memory.allocate_scratch() for _ in range(config.max_concurrent_backward)])
+        self.teams = Teams(config) if config.threads.team > 1 else None
+        divided = divided_compute(config, self.teams) if self.teams else self.compute
         self.accumulation: OrderedAccumulation | None = None
         if config.shared_lanes:
             self.accumulation = OrderedAccumulation(geometry, self.lanes, config.micro_batch, borders=config.bordered)
@@ -167,9 +170,9 @@ class Training:
         drops = config.dropout.drops or (geometry.lora is not None and geometry.lora.dropout > 0)
         self.draw = Draw(data, self.slots, config.seed if drops else None, config.context_warmup)
         self.embed = Embed(self.compute, self.banks)
-        self.forward = Forward(self.compute)
+        self.forward = Forward(divided)
         self.backward = Backward(
-            self.compute, self.lanes, self.slots, self.scratch, geometry, config.loss, self.accumulation
+            divided, self.lanes, self.slots, self.scratch, geometry, config.loss, self.accumulation
         )
         self.collect = Collect(self.banks, self.shards, skips=self.scaler.on or self.guard.skips, finish=finish)
         folded = self.factors is not None and self.factors.in_memory  # then it clips the gradients of the factors
@@ -306,6 +309,7 @@ class Training:
             self.slots.total(lambda slot: slot.nbytes),
             self.scratch.total(arrays_bytes),
             self.accumulation.nbytes if self.accumulation else 0,
+            self.teams.nbytes if self.teams else 0,
             self.evaluate.nbytes if self.evaluate else 0,
             self.snapshot.nbytes if self.snapshot else 0,
         ]
@@ -338,9 +342,8 @@ class Training:
     @property
     def resources(self) -> list[Abortable]:
         """Objects that stages wait on, besides channels; a run that ends early aborts all of them."""
-        optional = [
-            resource for resource in (self.accumulation, self.snapshot, self.evaluate, self.stopping) if resource
-        ]
+        all_optional = (self.accumulation, self.teams, self.snapshot, self.evaluate, self.stopping)
+        optional = [resource for resource in all_optional if resource]
         return [self.banks, self.slots, self.lanes, self.scratch, *optional]
 
     def controller(self, on_change: Callable[[WorkerChange], object] | None = None) -> Controller | None:

@@ -24,11 +24,13 @@ from threadloom.stages.config import (
     Config,
     DelayCorrection,
     EmbeddingConfig,
+    Gemm,
     Gpt2Config,
     LlamaConfig,
     ModelArchitecture,
     ModelConfig,
     Precision,
+    ThreadsConfig,
 )
 from threadloom.stages.console import module_command, signals_blocked
 from threadloom.stages.data import RandomTokens, TokenIds
@@ -43,6 +45,8 @@ SLOW = 1.0
 """Seconds of loading or compiling above which progress is reported."""
 INTERVAL = 5.0
 """Seconds between two progress reports."""
+_Kernels = tuple[Precision, ModelArchitecture, int]
+"""What decides which kernels a backward pass has; the last is the size of a team."""
 _TINY: Mapping[ModelArchitecture, ModelConfig] = {
     ModelArchitecture.GPT2: Gpt2Config(vocab_size=3, context=4, layers=1, heads=1, channels=8),
     ModelArchitecture.LLAMA: LlamaConfig(vocab_size=3, context=4, layers=1, heads=1, channels=8, mlp_width=8),
@@ -56,25 +60,26 @@ def compile_kernels(
     delayed: DelayCorrection = DelayCorrection.NONE,
     *,
     embedding: EmbeddingConfig | None = None,
+    team: int = 1,
 ) -> float:
     """Load or compile every kernel that training calls for an architecture in a precision; return the elapsed seconds.
 
     `delayed` is the remedy for a delay, which decides the kernel of the optimizer; `embedding` decides those of
-    the output projection. `on_progress` is called, from another thread too, once this takes longer than loading cached
-    kernels.
+    the output projection, and a `team` of several threads those of forward and backward. `on_progress` is called, from
+    another thread too, once this takes longer than loading cached kernels.
     """
     begin = time.perf_counter()
     with _CompileProgress(on_progress) as progress:
         step = _TinyStep(
-            precision, architecture, delayed, embedding
+            precision, architecture, delayed, embedding, team
         )  # in 16 bits this packs weights, which compiles kernels
-        _compile(step, precision, architecture, on_progress, progress)
+        _compile(step, (precision, architecture, team), on_progress, progress)
     return time.perf_counter() - begin
 
 
-def compile_backward(precision: Precision, architecture: ModelArchitecture) -> None:
+def compile_backward(precision: Precision, architecture: ModelArchitecture, team: int = 1) -> None:
     """Compile the backward pass alone, in the second process; forward is left out, since only types matter."""
-    step = _TinyStep(precision, architecture)
+    step = _TinyStep(precision, architecture, team=team)
     step.embedding()
     step.backward()
 
@@ -142,8 +147,9 @@ class _TinyStep:
         architecture: ModelArchitecture,
         delayed: DelayCorrection = DelayCorrection.NONE,
         embedding: EmbeddingConfig | None = None,
+        team: int = 1,
     ) -> None:
-        self._training = _tiny_training(precision, architecture, delayed, embedding)
+        self._training = _tiny_training(precision, architecture, delayed, embedding, team)
         self._batch = list(plan_micro_batches(0, 1, 2))
         self._gradients: list[MicroGradient] = []
 
@@ -178,8 +184,7 @@ class _TinyStep:
 
 def _compile(
     step: _TinyStep,
-    precision: Precision,
-    architecture: ModelArchitecture,
+    kernels: _Kernels,
     on_progress: OnProgress,
     progress: _CompileProgress,
 ) -> None:
@@ -193,7 +198,7 @@ def _compile(
     timed("embedding", step.embedding)
     # If embedding had to be compiled, so have the others. The second process hands its kernels over in the cache.
     wanted = progress.compiled > 0 and available_cores() > 1 and CACHE_FOLDER.path is not None
-    with _second_process(precision, architecture, wanted=wanted, on_progress=on_progress) as wait:
+    with _second_process(kernels, wanted=wanted, on_progress=on_progress) as wait:
         timed("forward", step.forward)
         timed("evaluation", step.evaluation)
         timed("backward, in a second process", wait)
@@ -203,7 +208,7 @@ def _compile(
 
 @contextmanager
 def _second_process(
-    precision: Precision, architecture: ModelArchitecture, *, wanted: bool, on_progress: OnProgress = logger.info
+    kernels: _Kernels, *, wanted: bool, on_progress: OnProgress = logger.info
 ) -> Iterator[Callable[[], object]]:
     """Compile the backward pass in a process that ends with the block; yield a function that waits for it.
 
@@ -212,7 +217,9 @@ def _second_process(
     if not wanted:
         yield lambda: None
         return
-    command = module_command("threadloom.stages.child_processes.compile_backward", precision.value, architecture.value)
+    precision, architecture, team = kernels
+    of_kernels = (precision.value, architecture.value, str(team))
+    command = module_command("threadloom.stages.child_processes.compile_backward", *of_kernels)
     null = subprocess.DEVNULL
     try:  # its standard input closes when this process ends for any reason, and it exits at the end of its input
         with signals_blocked():
@@ -237,7 +244,11 @@ def _second_process(
 
 
 def _tiny_training(
-    precision: Precision, architecture: ModelArchitecture, delayed: DelayCorrection, embedding: EmbeddingConfig | None
+    precision: Precision,
+    architecture: ModelArchitecture,
+    delayed: DelayCorrection,
+    embedding: EmbeddingConfig | None,
+    team: int,
 ) -> Training:
     config = Config(
         name="warm-up",
@@ -250,6 +261,8 @@ def _tiny_training(
         delay=int(delayed.forecasts),
         delay_correction=delayed,
         embedding=embedding.tiny if embedding else EmbeddingConfig(),
+        gemm_backend=Gemm.NUMBA if team > 1 else None,
+        threads=ThreadsConfig(team=min(team, 2)),
     )
     resolved = resolve(config, cores=1)
     return Training(resolved, RandomTokens(resolved.geometry(), resolved.batch_sizes, resolved.seed))

@@ -61,6 +61,9 @@ def test_the_output_projection_that_is_compiled_is_that_of_the_embedding(monkeyp
     assert bands == [(), ((3, 3),)]
 
 
+BACKWARD = (Precision.BF16, ModelArchitecture.GPT2, 1)
+
+
 class FakeProcess:
     """A stub of the second process."""
 
@@ -97,21 +100,21 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> list[FakeProcess]:
 
 
 def test_without_compiling_no_second_process_is_started(processes: list[FakeProcess]) -> None:
-    with warmup._second_process(Precision.FLOAT32, ModelArchitecture.GPT2, wanted=False) as wait:
+    with warmup._second_process((Precision.FLOAT32, ModelArchitecture.GPT2, 1), wanted=False) as wait:
         wait()
     assert not processes
 
 
 def test_the_second_process_is_waited_for_and_ended(processes: list[FakeProcess]) -> None:
-    with warmup._second_process(Precision.BF16, ModelArchitecture.GPT2, wanted=True) as wait:
+    with warmup._second_process(BACKWARD, wanted=True) as wait:
         wait()
     (process,) = processes
-    assert process.arguments[-3:] == ["threadloom.stages.child_processes.compile_backward", "bf16", "gpt2"]
+    assert process.arguments[-4:] == ["threadloom.stages.child_processes.compile_backward", "bf16", "gpt2", "1"]
     assert process.calls == ["wait", "kill", "leave"]
 
 
 def test_an_error_ends_the_second_process(processes: list[FakeProcess]) -> None:
-    with pytest.raises(KeyboardInterrupt), warmup._second_process(Precision.BF16, ModelArchitecture.GPT2, wanted=True):
+    with pytest.raises(KeyboardInterrupt), warmup._second_process(BACKWARD, wanted=True):
         raise KeyboardInterrupt
     assert processes[0].calls == ["kill", "leave"]
 
@@ -122,7 +125,7 @@ def test_a_second_process_that_fails_is_not_silent(monkeypatch: pytest.MonkeyPat
     said: list[str] = []
     sink = logger.add(lambda message: said.append(str(message)), level="INFO", format="{message}")
     try:
-        with warmup._second_process(Precision.BF16, ModelArchitecture.GPT2, wanted=True) as wait:
+        with warmup._second_process(BACKWARD, wanted=True) as wait:
             wait()
     finally:
         logger.remove(sink)
@@ -136,7 +139,7 @@ def test_a_second_process_that_cannot_be_started_costs_only_time(monkeypatch: py
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
     said: list[str] = []
-    with warmup._second_process(Precision.BF16, ModelArchitecture.GPT2, wanted=True, on_progress=said.append) as wait:
+    with warmup._second_process(BACKWARD, wanted=True, on_progress=said.append) as wait:
         wait()
     assert said == [f"the second compiling process cannot be started ({os.strerror(code)}): compiling will take longer"]
 
@@ -187,7 +190,7 @@ class TestTheProcess:
         for name in ("pipeline", "kernels", "stages", "json"):  # this project's names, and one that is imported first
             (tmp_path / name).mkdir()
             (tmp_path / name / "__init__.py").write_text("raise ImportError('wrong module')")
-        command = module_command("threadloom.stages.child_processes.compile_backward", "float32", "gpt2")
+        command = module_command("threadloom.stages.child_processes.compile_backward", "float32", "gpt2", "1")
         with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE) as process:
             assert process.wait() == 0
 

@@ -1,0 +1,44 @@
+"""How many threads divide the work of one micro-batch: more than one if a batch has fewer micro-batches than threads.
+
+A team computes the bits of one thread, but there are kernels of teams only for a part of the configurations.
+"""
+
+from threadloom.stages.config import Config, ConfigError, Gemm, Precision
+from threadloom.stages.models import Geometry
+
+
+def choose_team(
+    config: Config, geometry: Geometry, gemm: Gemm, workers: int, micro_batches: int, *, shared_lanes: bool
+) -> int:
+    """Return the number of threads that share a micro-batch: `threads.team` if it is set, otherwise a choice.
+
+    Raises ConfigError if it is set to more than 1 for a configuration without kernels of teams.
+    """
+    wanted, obstacle = config.threads.team, _obstacle(config, geometry, gemm, shared_lanes=shared_lanes)
+    if wanted is not None:
+        if wanted > 1 and obstacle:
+            raise ConfigError(
+                "threads.team", expected=f"1 with {obstacle}", got=f"{wanted}",
+                cause="a micro-batch is divided among threads in float32 GPT-2 without dropout in the blocks only",
+                hint="leave it open",
+            )  # fmt: skip
+        return wanted
+    if obstacle or config.delay:  # with a delay the passes of different batches are at work at the same time
+        return 1
+    return max(1, workers // micro_batches)
+
+
+def _obstacle(config: Config, geometry: Geometry, gemm: Gemm, *, shared_lanes: bool) -> str | None:
+    """Return the setting for which there are no kernels of teams, None if there is none."""
+    dropout = config.dropout
+    obstacles = {
+        f"model.architecture={geometry.architecture}": geometry.architecture != "gpt2",
+        f"precision={config.precision.value}": config.precision is not Precision.FLOAT32,
+        f"gemm_backend={gemm.value}": gemm is not Gemm.NUMBA,  # a library may round a part of a product differently
+        "factors of the token embedding": bool(geometry.bands or geometry.residues),
+        "lora.rank": geometry.lora is not None,
+        "dropout.residual or dropout.attention": dropout.residual > 0 or dropout.attention > 0,
+        "terms of the loss": config.loss.has_terms,
+        "shared_lanes=true": shared_lanes,
+    }
+    return next((name for name, found in obstacles.items() if found), None)
