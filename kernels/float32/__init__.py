@@ -12,7 +12,7 @@ from threadloom.kernels.float32.banded_head import banded_backward as banded_bac
 from threadloom.kernels.float32.blocks8 import (
     LARGEST_ERROR as LARGEST_ERROR,
     blocks8_from_float32 as blocks8_from_float32,
-    row_bytes as row_bytes,
+    blocks8_shape as blocks8_shape,
 )
 from threadloom.kernels.float32.cross_entropy import (
     cross_entropy_backward as cross_entropy_backward,
@@ -82,9 +82,9 @@ from threadloom.kernels.float32.rmsnorm import (
     rmsnorm_row as rmsnorm_row,
 )
 from threadloom.kernels.float32.stored_matrices import (
+    float32_from_blocks8 as float32_from_blocks8,
     float32_from_packed as float32_from_packed,
-    float32_from_rows8 as float32_from_rows8,
-    packed_from_rows8 as packed_from_rows8,
+    packed_from_blocks8 as packed_from_blocks8,
 )
 from threadloom.kernels.float32.tensors import (
     Activations as Activations,

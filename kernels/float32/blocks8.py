@@ -1,9 +1,14 @@
-"""Matrices in 8 bits by blocks of 32, for generation: the format of llama.cpp's Q8_0, with a bfloat16 as scale.
+"""Matrices in 8 bits by blocks of 32, for generation: the numbers of llama.cpp's Q8_0, with a bfloat16 as scale.
 
-A row holds the weights of one output, along the summed dimension. Each 32 of them are stored as 34 bytes: numbers from
--127 to 127, and the scale that they are multiplied with. The last block of a row is filled with zeros. The scale is the
-largest weight of the block over 127, rounded up to a bfloat16, by 2**-7 of it at most. A weight is off by half of the
-scale at most: by 0.4 % of the largest weight of its block (`LARGEST_ERROR`).
+Each 32 weights of one output, along the summed dimension, have numbers from -127 to 127, and a scale that they are
+multiplied with: 34 bytes. The last block of an output is filled with zeros. The scale is the largest weight of the
+block over 127, rounded up to a bfloat16, by 2**-7 of it at most. A weight is off by half of the scale at most: by 0.4 %
+of the largest weight of its block (`LARGEST_ERROR`).
+
+A matrix W (I, O) is stored as (panels, blocks, 1088) bytes. A panel has 32 outputs, as those of `kernels.matmul.pack`,
+and is one stream of memory; its sums stay in registers::
+
+    block b of a panel:  W[32b,0] … W[32b,31] | W[32b+1,0] … W[32b+1,31] | … | W[32b+31,31] | 32 scales of 2 bytes
 """
 
 from typing import Any
@@ -16,23 +21,46 @@ from numba.extending import intrinsic, overload
 from numpy.typing import NDArray
 
 from threadloom.kernels.compiling import OVERLOAD_OPTIONS, Floats, jit_kernel, jit_strict_fp
-from threadloom.kernels.simd import FLOAT32, INT8, INT16, INT32, broadcast, from_bf16, int64, pointer, to_bf16
+from threadloom.kernels.matmul import PANEL, address_of
+from threadloom.kernels.simd import (
+    FLOAT32,
+    FLOAT32_VECTOR,
+    INT8,
+    INT16_VECTOR,
+    INT32_VECTOR,
+    LANES,
+    broadcast,
+    float32_vector,
+    from_bf16,
+    fused_multiply_add,
+    int32_vector,
+    int64,
+    load_float32,
+    pointer,
+    stack_buffer,
+    store_float32,
+    to_bf16,
+)
 
 Blocks8 = NDArray[np.int8]
-"""Rows of blocks."""
+"""Blocks of a matrix, or of one for each layer."""
 
-BLOCK, BLOCK_BYTES = 32, 34
+BLOCK = 32
+BLOCK_BYTES = BLOCK * PANEL + 2 * PANEL
+"""Bytes of one block of each output of a panel."""
 LARGEST_ERROR = (1.0 + 2.0**-7) / 254.0
 """Bound on the error of a weight, relative to the largest one of its block."""
+_SCALES = BLOCK * PANEL
+_VECTORS = PANEL // LANES
 _LARGEST = np.float32(127.0)
 _SMALLEST = np.float32(2.0**-120)  # a smaller scale would be subnormal, or nearly: its block becomes zeros
 _ZERO = np.float32(0.0)
-_VECTOR = ir.VectorType(FLOAT32, BLOCK)
+_sums_space, _input_space = stack_buffer(4 * PANEL), stack_buffer(4 * BLOCK)
 
 
-def row_bytes(columns: int) -> int:
-    """Return the bytes of a row of so many weights."""
-    return -(-columns // BLOCK) * BLOCK_BYTES
+def blocks8_shape(inner: int, columns: int) -> tuple[int, int, int]:
+    """Return the shape (panels, blocks, bytes) of a matrix of (inner, columns) in 8 bits."""
+    return -(-columns // PANEL), -(-inner // BLOCK), BLOCK_BYTES
 
 
 @jit_strict_fp
@@ -52,98 +80,135 @@ def _scale(block: Floats) -> np.uint16:
 
 @jit_strict_fp
 def blocks8_from_float32(rows: Floats, out: Blocks8) -> None:
-    """Write the rows (O, I) as blocks (O, `row_bytes` (I)): numbers rounded to nearest, ties to even."""
-    columns = rows.shape[1]
-    for r in range(rows.shape[0]):
-        for b in range(-(-columns // BLOCK)):
-            block, place = rows[r, b * BLOCK : (b + 1) * BLOCK], b * BLOCK_BYTES
+    """Write the matrix (I, O) whose columns are `rows` (O, I) as blocks: rounded to nearest, ties to even."""
+    outputs = rows.shape[0]
+    out[...] = 0
+    for o in range(outputs):
+        panel, column = out[o // PANEL], o % PANEL
+        for b in range(panel.shape[0]):
+            block, target = rows[o, b * BLOCK : (b + 1) * BLOCK], panel[b]
             bits = _scale(block)
             scale = from_bf16(bits)
-            for j in range(BLOCK):
-                out[r, place + j] = np.int8(0)
             if scale > _ZERO and scale < np.inf:
-                for j in range(block.shape[0]):
-                    out[r, place + j] = np.int8(np.rint(block[j] / scale))
-            out[r, place + BLOCK] = np.uint8(bits & np.uint16(0xFF)).view(np.int8)
-            out[r, place + BLOCK + 1] = np.uint8(bits >> np.uint16(8)).view(np.int8)
+                for k in range(block.shape[0]):
+                    target[k * PANEL + column] = np.int8(np.rint(block[k] / scale))
+            target[_SCALES + 2 * column] = np.uint8(bits & np.uint16(0xFF)).view(np.int8)
+            target[_SCALES + 2 * column + 1] = np.uint8(bits >> np.uint16(8)).view(np.int8)
 
 
 @jit_strict_fp
-def _scale_at(row: Blocks8, place: int) -> np.float32:
-    low, high = np.int8(row[place]).view(np.uint8), np.int8(row[place + 1]).view(np.uint8)
+def scale_of(block: Blocks8, column: int) -> np.float32:
+    """Return the scale of an output of a block (1088,)."""
+    place = _SCALES + 2 * column
+    low, high = np.int8(block[place]).view(np.uint8), np.int8(block[place + 1]).view(np.uint8)
     return from_bf16(np.uint16(np.uint16(low) | np.uint16(np.uint16(high) << np.uint16(8))))
 
 
 @jit_strict_fp
-def float32_from_blocks8(row: Blocks8, out: Floats) -> None:
-    """Write the weights of a row to `out` (I,)."""
-    for b in range(-(-out.shape[0] // BLOCK)):
-        place, first = b * BLOCK_BYTES, b * BLOCK
-        scale = _scale_at(row, place + BLOCK)
-        for j in range(min(BLOCK, out.shape[0] - first)):
-            out[first + j] = scale * np.float32(row[place + j])
+def copy_blocks8_column(blocks: Blocks8, number: int, target: Floats) -> None:
+    """Write column `number` of a matrix (I, O) to `target` (I,)."""
+    panel, column = blocks[number // PANEL], number % PANEL
+    for b in range(panel.shape[0]):
+        scale, first = scale_of(panel[b], column), b * BLOCK
+        for k in range(min(BLOCK, target.shape[0] - first)):
+            target[first + k] = scale * np.float32(panel[b, k * PANEL + column])
 
 
 @jit_kernel
-def dot_blocks8(row: Blocks8, x: Floats) -> np.float32:
-    """Return the dot product of a row of weights and `x` (I,)."""
-    whole = x.shape[0] // BLOCK
-    total = _whole_blocks(row, x, whole)
-    place, rest = whole * BLOCK_BYTES, _ZERO
-    if whole * BLOCK < x.shape[0]:
-        for j in range(whole * BLOCK, x.shape[0]):
-            rest += np.float32(row[place + j - whole * BLOCK]) * x[j]
-        total += rest * _scale_at(row, place + BLOCK)
-    return total
+def add_blocks8(x: Floats, blocks: Blocks8, out: Floats) -> None:
+    """Add ``x @ W`` to `out`: x (I,), W (I, O), out (O,)."""
+    _add_panels(x, blocks, out)
 
 
-def _whole_blocks(row: Blocks8, x: Floats, count: int) -> np.float32:
-    """Return the dot product of the first `count` blocks of a row and of `x`; replaced when it is compiled."""
-    weights = np.empty(count * BLOCK, np.float32)
-    float32_from_blocks8(row, weights)
-    return np.float32(weights @ x[: count * BLOCK])
+@jit_kernel
+def write_blocks8(blocks: Blocks8, x: Floats, out: Floats) -> None:
+    """Write ``x @ W`` to `out`: W (I, O), x (I,), out (O,)."""
+    for j in range(out.shape[0]):
+        out[j] = _ZERO
+    _add_panels(x, blocks, out)
 
 
-@overload(_whole_blocks, jit_options=OVERLOAD_OPTIONS)
-def _whole_blocks_compiled(row: Any, x: Any, count: Any) -> Any:
-    def compiled(row: Any, x: Any, count: Any) -> Any:
-        return _dot(row.ctypes.data, x.ctypes.data, count)
+def _add_panels(x: Floats, blocks: Blocks8, out: Floats) -> None:
+    """Add ``x @ W`` to `out`; replaced when it is compiled."""
+    column = np.empty_like(x)
+    for j in range(len(out)):
+        copy_blocks8_column(blocks, j, column)
+        out[j] += x @ column
+
+
+@overload(_add_panels, jit_options=OVERLOAD_OPTIONS)
+def _add_panels_compiled(x: Any, blocks: Any, out: Any) -> Any:
+    def compiled(x: Any, blocks: Any, out: Any) -> Any:
+        whole, rest = x.shape[0] // BLOCK, x.shape[0] % BLOCK
+        panel_bytes = blocks.shape[1] * BLOCK_BYTES
+        last, sums = _input_space(), _sums_space()
+        for k in range(BLOCK):  # the last block of the input, filled with zeros as those of the matrix are
+            store_float32(last, k, x[whole * BLOCK + k] if k < rest else _ZERO)
+        for panel in range(blocks.shape[0]):
+            place, first = address_of(blocks) + panel * panel_bytes, panel * PANEL
+            width = min(PANEL, out.shape[0] - first)
+            for c in range(PANEL):
+                store_float32(sums, c, _ZERO)
+            _add_panel(place, address_of(x), whole, sums)
+            if rest:
+                _add_panel(place + whole * BLOCK_BYTES, last, 1, sums)
+            for c in range(width):
+                out[first + c] += load_float32(sums, c)
 
     return compiled
 
 
 @intrinsic
-def _dot(typing_context: Any, blocks: Any, x: Any, count: Any) -> Any:
-    """Return the dot product of `count` blocks and 32 `count` numbers, both at addresses.
+def _add_panel(typing_context: Any, blocks: Any, x: Any, count: Any, sums: Any) -> Any:
+    """Add the products of one panel's first `count` blocks to 32 sums; all but `count` are addresses.
 
-    The sum of a block is not added up: its 32 products times the scale are added to 32 sums, so that a block costs no
-    horizontal addition. LLVM splits the vectors of 32 into those of the processor.
+    Within a block the numbers are summed without their scales, in two sums for each output, so that the multiply-adds
+    wait for each other half as long.
     """
 
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        blocks, x, count = arguments
-        sums = cgutils.alloca_once_value(builder, ir.Constant(_VECTOR, [0.0] * BLOCK))
-        fma = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fmuladd.v{BLOCK}f32"
-        )
-
+        blocks, x, count, sums = arguments
+        lanes = range(_VECTORS)
+        targets = [pointer(builder, FLOAT32_VECTOR, sums, int64(4 * LANES * v)) for v in lanes]
+        zero = float32_vector(0.0)
+        totals = [cgutils.alloca_once(builder, FLOAT32_VECTOR) for _ in lanes]
+        parts = [[cgutils.alloca_once_value(builder, zero) for _ in lanes] for _ in range(2)]
+        for total, target in zip(totals, targets, strict=True):
+            builder.store(builder.load(target, align=4), total)
         with cgutils.for_range(builder, count) as loop:
-            place = builder.add(blocks, builder.mul(loop.index, int64(BLOCK_BYTES)))
-            bytes_ = builder.load(pointer(builder, ir.VectorType(INT8, BLOCK), place), align=1)
-            numbers = builder.sitofp(builder.sext(bytes_, ir.VectorType(INT32, BLOCK)), _VECTOR)
-            bits = builder.load(pointer(builder, INT16, place, int64(BLOCK)), align=1)
-            scale = builder.bitcast(builder.shl(builder.zext(bits, INT32), ir.Constant(INT32, 16)), FLOAT32)
-            factors = pointer(builder, _VECTOR, x, builder.mul(loop.index, int64(4 * BLOCK)))
-            products = builder.fmul(numbers, builder.load(factors, align=4))
-            scales = broadcast(builder, scale, _VECTOR)
-            builder.store(builder.call(fma, [products, scales, builder.load(sums)]), sums)
-        values = builder.load(sums)
-        for half in (16, 8, 4, 2, 1):
-            kind = ir.VectorType(INT32, half)
-            nothing = ir.Constant(values.type, ir.Undefined)
-            low = builder.shuffle_vector(values, nothing, ir.Constant(kind, list(range(half))))
-            high = builder.shuffle_vector(values, nothing, ir.Constant(kind, list(range(half, 2 * half))))
-            values = builder.fadd(low, high)
-        return builder.extract_element(values, ir.Constant(INT32, 0))
+            block = builder.add(blocks, builder.mul(loop.index, int64(BLOCK_BYTES)))
+            row = builder.add(x, builder.mul(loop.index, int64(4 * BLOCK)))
+            for part in (*parts[0], *parts[1]):
+                builder.store(zero, part)
+            with cgutils.for_range(builder, int64(BLOCK // 2)) as pair:
+                for half in range(2):
+                    k = builder.add(builder.mul(pair.index, int64(2)), int64(half))
+                    element = builder.load(pointer(builder, FLOAT32, row, builder.mul(k, int64(4))), align=4)
+                    factor = broadcast(builder, element, FLOAT32_VECTOR)
+                    line = builder.add(block, builder.mul(k, int64(PANEL)))
+                    for v in lanes:
+                        product = fused_multiply_add(
+                            builder, _numbers(builder, line, v), factor, builder.load(parts[half][v])
+                        )
+                        builder.store(product, parts[half][v])
+            for v in lanes:
+                part = builder.fadd(builder.load(parts[0][v]), builder.load(parts[1][v]))
+                total = fused_multiply_add(builder, part, _scales(builder, block, v), builder.load(totals[v]))
+                builder.store(total, totals[v])
+        for total, target in zip(totals, targets, strict=True):
+            builder.store(builder.load(total), target, align=4)
+        return context.get_dummy_value()
 
-    return types.float32(types.uintp, types.uintp, types.intp), codegen
+    return types.void(types.intp, types.intp, types.intp, types.intp), codegen
+
+
+def _numbers(builder: Any, line: Any, v: int) -> Any:
+    """Return the numbers of a vector of outputs as float32."""
+    bytes_ = builder.load(pointer(builder, ir.VectorType(INT8, LANES), line, int64(LANES * v)), align=1)
+    return builder.sitofp(builder.sext(bytes_, INT32_VECTOR), FLOAT32_VECTOR)
+
+
+def _scales(builder: Any, block: Any, v: int) -> Any:
+    """Return the scales of a vector of outputs."""
+    bits = builder.load(pointer(builder, INT16_VECTOR, block, int64(_SCALES + 2 * LANES * v)), align=1)
+    return builder.bitcast(builder.shl(builder.zext(bits, INT32_VECTOR), int32_vector(16)), FLOAT32_VECTOR)

@@ -14,13 +14,13 @@ from numba.extending import overload
 
 from threadloom.kernels.common import HeadCounts
 from threadloom.kernels.compiling import OVERLOAD_OPTIONS, Floats, TokenIds, jit_kernel
-from threadloom.kernels.float32.blocks8 import Blocks8, dot_blocks8, float32_from_blocks8
+from threadloom.kernels.float32.blocks8 import Blocks8, add_blocks8, copy_blocks8_column, write_blocks8
 from threadloom.kernels.float32.packed_vector import add_packed, copy_packed_column, write_packed
 from threadloom.kernels.matmul import PackedBits
 from threadloom.kernels.simd import FloatRow, exp32, load_element, row_max, store_element
 
 Matrix = Floats | PackedBits | Blocks8
-"""Weights of generation: float32 as in a model, packed bfloat16, or 8 bits with one row for each output.
+"""Weights of generation: float32 as in a model, packed bfloat16, or 8 bits by blocks.
 
 A matrix (I, O) of a layer is packed as such, a matrix (V, C) of tokens as its transpose: the vector is on the left.
 """
@@ -82,21 +82,9 @@ def _add_rows(x: Floats, weight: FloatRow, out: Floats) -> None:
 
 
 @jit_kernel
-def _add_blocks8(x: Floats, weight: Blocks8, out: Floats) -> None:
-    for o in range(out.shape[0]):
-        out[o] += dot_blocks8(weight[o], x)
-
-
-@jit_kernel
 def _write_dots(weight: FloatRow, h: Floats, logits: Floats) -> None:
     for v in range(logits.shape[0]):
         logits[v] = dot(h, weight[v])
-
-
-@jit_kernel
-def _write_dots_blocks8(weight: Blocks8, h: Floats, logits: Floats) -> None:
-    for v in range(logits.shape[0]):
-        logits[v] = dot_blocks8(weight[v], h)
 
 
 @jit_kernel
@@ -183,14 +171,9 @@ def _copy_float_row(weight: Floats, number: int, target: Floats) -> None:
     copy(weight[number], target)
 
 
-@jit_kernel
-def _copy_blocks8_row(weight: Blocks8, number: int, target: Floats) -> None:
-    float32_from_blocks8(weight[number], target)
-
-
-_ADD: dict[str, Any] = {"float32": _add_rows, "uint32": add_packed, "int8": _add_blocks8}
-_WRITE: dict[str, Any] = {"float32": _write_dots, "uint32": write_packed, "int8": _write_dots_blocks8}
-_COPY: dict[str, Any] = {"float32": _copy_float_row, "uint32": copy_packed_column, "int8": _copy_blocks8_row}
+_ADD: dict[str, Any] = {"float32": _add_rows, "uint32": add_packed, "int8": add_blocks8}
+_WRITE: dict[str, Any] = {"float32": _write_dots, "uint32": write_packed, "int8": write_blocks8}
+_COPY: dict[str, Any] = {"float32": _copy_float_row, "uint32": copy_packed_column, "int8": copy_blocks8_column}
 
 
 def _add_product(x: Floats, weight: Any, out: Floats) -> None:

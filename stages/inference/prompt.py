@@ -11,9 +11,6 @@ from threadloom.kernels.float32 import copy_rows
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.models import Geometry, architecture_of
 
-UNPACKED_ROWS = 32
-"""Rows of 8 bits that are unpacked at a time: the columns of a panel (`kernels.matmul.pack`)."""
-
 
 class PromptLayers(Protocol):
     """The layers of a model with its weights, which the kernels of training run one at a time."""

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from threadloom.kernels import Floats
-from threadloom.kernels.float32 import packed_from_rows8
-from threadloom.kernels.matmul import packed_shape, prepare_bf16
+from threadloom.kernels.float32 import packed_from_blocks8
+from threadloom.kernels.matmul import PANEL, packed_shape, prepare_bf16
 from threadloom.pipeline import Arena
 from threadloom.stages.config import Precision
-from threadloom.stages.inference.prompt import UNPACKED_ROWS, layer_of, stacked_matrices
+from threadloom.stages.inference.prompt import layer_of, stacked_matrices
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.layouts.bits16 import bits16_layout_of
 from threadloom.stages.memory.bits16 import Bits16Memory
@@ -36,8 +36,7 @@ class Bf16Layers:
         shapes, as_bytes = parameter_shapes(geometry), weights.wte.dtype == np.int8
         packed = {name: packed_shape(*shapes[name][1:]) for name in self._fields} if as_bytes else {}
         self._packed = Arena({name: (1, *shape) for name, shape in packed.items()}, np.uint32)
-        inputs = max((shapes[name][1] for name in packed), default=0)
-        self._rows = np.empty(UNPACKED_ROWS * inputs, np.float32)
+        self._scales = np.empty(PANEL, np.float32)
         prepare_bf16()
 
     def activations(self, rows: int) -> Any:
@@ -59,12 +58,10 @@ class Bf16Layers:
         self._bits16.kernels.blocks_forward(weights, activations, 1, constants)
 
     def _operand(self, name: str, stored: Any) -> Any:
-        """Return a packed matrix (1, panels, pairs, 32): the stored one, or the rows of 8 bits packed."""
+        """Return a packed matrix (1, panels, pairs, 32): the stored one, or that of 8 bits packed."""
         if stored.dtype != np.int8:
             return stored
-        inner = parameter_shapes(self._geometry)[name][1]
-        rows = self._rows[: UNPACKED_ROWS * inner].reshape(UNPACKED_ROWS, inner)
-        packed_from_rows8(stored[0], rows, self._packed[name][0])
+        packed_from_blocks8(stored[0], self._scales, self._packed[name][0])
         return self._packed[name]
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 
 from threadloom.kernels import Floats
-from threadloom.kernels.float32 import float32_from_packed, float32_from_rows8
+from threadloom.kernels.float32 import float32_from_blocks8, float32_from_packed
+from threadloom.kernels.matmul import PANEL
 from threadloom.pipeline import Arena
-from threadloom.stages.inference.prompt import UNPACKED_ROWS, layer_of, stacked_matrices
+from threadloom.stages.inference.prompt import layer_of, stacked_matrices
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.memory import Float32Memory
 from threadloom.stages.models import Geometry, parameter_shapes
@@ -27,8 +28,7 @@ class Float32Layers:
         stored = weights.wte.dtype != np.float32
         shapes = parameter_shapes(geometry)
         self._matrices = Arena({name: (1, *shapes[name][1:]) for name in stacked_matrices(geometry)} if stored else {})
-        inputs = max((matrix.shape[1] for matrix in self._matrices.values()), default=0)
-        self._rows = np.empty(UNPACKED_ROWS * inputs, np.float32)
+        self._scales = np.empty(PANEL, np.float32)
 
     def activations(self, rows: int) -> Any:
         """Allocate the activations."""
@@ -44,17 +44,14 @@ class Float32Layers:
         """Run the layer, and copy the residual stream after it to the place of that before the next one."""
         layer = layer_of(self._weights, self._geometry, number)
         for name, matrix in self._matrices.items():
-            self._unpack(getattr(layer, name)[0], matrix[0])
+            stored = getattr(layer, name)[0]
+            if stored.dtype == np.int8:
+                float32_from_blocks8(stored, self._scales, matrix[0])
+            else:
+                float32_from_packed(stored, matrix[0])
         if self._matrices:
             unused = dict.fromkeys(self._layout.decode_matrices, activations.x[0])  # of the types in float32
             layer = layer._replace(**{**unused, **self._matrices})
         constants = self._layout.layer_constants(self._constants, number)
         self._layout.kernels.blocks_forward(layer, activations, 1, constants)
         activations.x[0][...] = activations.x[1]
-
-    def _unpack(self, stored: Any, out: Floats) -> None:
-        if stored.dtype == np.int8:
-            rows = self._rows[: UNPACKED_ROWS * len(out)].reshape(UNPACKED_ROWS, len(out))
-            float32_from_rows8(stored, rows, out)
-        else:
-            float32_from_packed(stored, out)

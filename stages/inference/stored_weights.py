@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.float32 import blocks8_from_float32, row_bytes
+from threadloom.kernels.float32 import blocks8_from_float32, blocks8_shape
 from threadloom.kernels.matmul import Op, PackedBits, pack_float32, packed_shape
 from threadloom.pipeline import Arena
 from threadloom.stages.layouts import ModelWeights, layout_of
@@ -66,7 +66,7 @@ def stored_shape(shape: Shape, dtype: "np.dtype[np.generic]") -> Shape | None:
     if dtype not in (np.uint32, np.int8):
         return None
     *layers, inner, outer = shape if len(shape) == 3 else shape[::-1]
-    return (*layers, *packed_shape(inner, outer)) if dtype == np.uint32 else (*layers, outer, row_bytes(inner))
+    return (*layers, *(packed_shape if dtype == np.uint32 else blocks8_shape)(inner, outer))
 
 
 def _matrices(weights: ModelWeights, geometry: Geometry) -> dict[str, NDArray[np.float32]]:
@@ -75,9 +75,7 @@ def _matrices(weights: ModelWeights, geometry: Geometry) -> dict[str, NDArray[np
 
 def _as_bf16(matrix: NDArray[np.float32]) -> PackedBits:
     """Return packed matrices: of a matrix (V, C) its transpose, of one for each layer (L, I, O) each."""
-    shape = stored_shape(matrix.shape, np.dtype(np.uint32))
-    assert shape is not None
-    out: PackedBits = Arena({"words": shape}, np.uint32)["words"]
+    out: PackedBits = _allocated(matrix, np.uint32)
     if matrix.ndim == 2:
         pack_float32(matrix, Op.T, out)
         return out
@@ -87,13 +85,17 @@ def _as_bf16(matrix: NDArray[np.float32]) -> PackedBits:
 
 
 def _as_blocks8(matrix: NDArray[np.float32]) -> NDArray[np.int8]:
-    """Return rows of blocks: of a matrix (V, C) its rows, of one for each layer (L, I, O) its columns."""
+    """Return matrices in blocks, as `_as_bf16`."""
+    out: NDArray[np.int8] = _allocated(matrix, np.int8)
     if matrix.ndim == 2:
-        rows: NDArray[np.int8] = Arena({"rows": (len(matrix), row_bytes(matrix.shape[1]))}, np.int8)["rows"]
-        blocks8_from_float32(matrix, rows)
-        return rows
-    layers, inputs, outputs = matrix.shape
-    stacked: NDArray[np.int8] = Arena({"rows": (layers, outputs, row_bytes(inputs))}, np.int8)["rows"]
-    for layer, rows in zip(matrix, stacked, strict=True):
-        blocks8_from_float32(np.ascontiguousarray(layer.T), rows)
-    return stacked
+        blocks8_from_float32(matrix, out)
+        return out
+    for layer, blocks in zip(matrix, out, strict=True):
+        blocks8_from_float32(np.ascontiguousarray(layer.T), blocks)
+    return out
+
+
+def _allocated(matrix: NDArray[np.float32], dtype: "type[np.generic]") -> Any:
+    shape = stored_shape(matrix.shape, np.dtype(dtype))
+    assert shape is not None
+    return Arena({"matrix": shape}, dtype)["matrix"]

@@ -6,10 +6,10 @@ import pytest
 from tests.kernels.support import Guarded
 from threadloom.kernels.float32 import (
     blocks8_from_float32,
+    blocks8_shape,
+    float32_from_blocks8,
     float32_from_packed,
-    float32_from_rows8,
-    packed_from_rows8,
-    row_bytes,
+    packed_from_blocks8,
 )
 from threadloom.kernels.matmul import Op, pack_float32, packed_shape
 from threadloom.kernels.simd import round_to_bf16, upcast_bf16
@@ -21,15 +21,17 @@ def matrix(inner: int, columns: int) -> np.ndarray:
     return np.random.default_rng(inner).normal(size=(inner, columns)).astype(np.float32)
 
 
-def rows8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the columns of a matrix in 8 bits, and the matrix (I, O) that they stand for, block by block."""
+def in_8_bits(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a matrix in 8 bits, and the matrix (I, O) that it stands for, read by NumPy."""
     inner, columns = weight.shape
-    rows = np.zeros((columns, row_bytes(inner)), np.int8)
-    blocks8_from_float32(np.ascontiguousarray(weight.T), rows)
-    blocks = rows.reshape(columns, -1, 34)
-    scales = np.ascontiguousarray(blocks[:, :, 32:]).view(np.uint16)[:, :, 0]
-    values = upcast_bf16(scales)[:, :, None] * blocks[:, :, :32].astype(np.float32)
-    return rows, np.ascontiguousarray(values.reshape(columns, -1)[:, :inner].T)
+    blocks = np.full(blocks8_shape(inner, columns), 99, np.int8)
+    blocks8_from_float32(np.ascontiguousarray(weight.T), blocks)
+    numbers = blocks[:, :, :1024].reshape(*blocks.shape[:2], 32, 32).astype(np.float32)
+    scales = upcast_bf16(np.ascontiguousarray(blocks[:, :, 1024:]).view(np.uint16))
+    values = (numbers * scales[:, :, None]).transpose(1, 2, 0, 3).reshape(32 * blocks.shape[1], -1)
+    assert not values[inner:].any()
+    assert not values[:, columns:].any()
+    return blocks, np.ascontiguousarray(values[:inner, :columns])
 
 
 @pytest.mark.parametrize("sizes", SIZES)
@@ -46,12 +48,12 @@ def test_packed_weights_in_float32(sizes: tuple[int, int]) -> None:
 @pytest.mark.parametrize("sizes", SIZES)
 def test_weights_in_8_bits_in_float32_and_packed(sizes: tuple[int, int]) -> None:
     memory = Guarded()
-    rows, expected = rows8(matrix(*sizes))
-    found, scratch = memory.empty(*sizes), memory.empty(32, sizes[0])
-    float32_from_rows8(rows, scratch, found)
+    blocks, expected = in_8_bits(matrix(*sizes))
+    found, scales = memory.empty(*sizes), memory.empty(32)
+    float32_from_blocks8(blocks, scales, found)
     np.testing.assert_array_equal(found, expected)
     packed, wanted = (np.full(packed_shape(*sizes), 7, np.uint32) for _ in range(2))
-    packed_from_rows8(rows, scratch, packed)
+    packed_from_blocks8(blocks, scales, packed)
     pack_float32(expected, Op.N, wanted)
     np.testing.assert_array_equal(packed, wanted)
     memory.check()

@@ -17,11 +17,11 @@ from threadloom.kernels.float32.blocks8 import (
     BLOCK,
     LARGEST_ERROR,
     blocks8_from_float32,
-    dot_blocks8,
-    float32_from_blocks8,
-    row_bytes,
+    blocks8_shape,
+    copy_blocks8_column,
+    write_blocks8,
 )
-from threadloom.kernels.simd import round_to_bf16, upcast_bf16
+from threadloom.kernels.simd import DotPath, dot_path, round_to_bf16, upcast_bf16
 from threadloom.pipeline import Arena
 from threadloom.stages.inference import DecodePrecision, SamplingSettings, generate, stored_weights
 from threadloom.stages.inference.decoder import Decoder, GenerationError
@@ -37,12 +37,25 @@ GPT2 = ("model.channels=36", "model.vocab_size=41", "model.context=13")
 
 def read_back(rows: np.ndarray) -> np.ndarray:
     """Return the weights (O, I) that their blocks stand for."""
-    blocks = np.zeros((len(rows), row_bytes(rows.shape[1])), np.int8)
-    blocks8_from_float32(np.ascontiguousarray(rows, np.float32), blocks)
+    blocks = in_blocks(np.ascontiguousarray(rows, np.float32))
     found = np.empty(rows.shape, np.float32)
-    for row, out in zip(blocks, found, strict=True):
-        float32_from_blocks8(row, out)
+    for number, out in enumerate(found):
+        copy_blocks8_column(blocks, number, out)
     return found
+
+
+def in_blocks(rows: np.ndarray) -> np.ndarray:
+    blocks = np.empty(blocks8_shape(*rows.shape[::-1]), np.int8)
+    blocks8_from_float32(rows, blocks)
+    return blocks
+
+
+def products(rows: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Return the products of the weights in blocks (O, I) and a vector."""
+    found = np.full(len(rows) + 1, 7.0, np.float32)
+    write_blocks8(in_blocks(rows), x, found[:-1])
+    assert found[-1] == 7.0
+    return found[:-1]
 
 
 def rounded(tensor: np.ndarray, precision: DecodePrecision) -> np.ndarray:
@@ -90,6 +103,23 @@ def test_logits_at_every_position(precision: DecodePrecision, architecture: str)
             assert_close(found, expected[str(position)], bounds[str(position)], f"position {position}")
 
 
+@pytest.mark.parametrize("precision", [BF16, INT8])
+def test_without_the_instructions_a_prompt_is_processed_in_float32(precision: DecodePrecision) -> None:
+    """The logits after it are those of the rounded weights, within the roundings of float32."""
+    config = tiny(*GPT2)
+    geometry, oracle = config.model.geometry(), oracle_of(config)
+    stored, tensors = model_of(oracle, geometry, precision)
+    ids = np.random.default_rng(1).integers(0, geometry.vocabulary, geometry.context)
+
+    def logits() -> Tensors:
+        return {"last": oracle.forward(tensors, ids[None]).logits[0, -1]}
+
+    expected, bounds = with_bounds(logits)
+    with dot_path(DotPath.FLOAT32):
+        found = Decoder(stored, geometry).prefill(ids)
+    assert_close(found, expected["last"], bounds["last"], "the last position")
+
+
 @pytest.mark.parametrize("columns", [1, 31, 32, 33, 64, 100])
 def test_a_weight_in_blocks_is_within_its_bound(columns: int) -> None:
     rng = np.random.default_rng(columns)
@@ -101,27 +131,23 @@ def test_a_weight_in_blocks_is_within_its_bound(columns: int) -> None:
         assert np.all(error[:, first : first + BLOCK] <= largest[:, None] * (LARGEST_ERROR * (1 + 1e-6)))
 
 
-@pytest.mark.parametrize("columns", [5, 32, 77])
-def test_products_with_blocks(columns: int) -> None:
+@pytest.mark.parametrize("columns", [1, 5, 32, 77, 96])
+@pytest.mark.parametrize("outputs", [1, 9, 32, 70])
+def test_products_with_blocks(columns: int, outputs: int) -> None:
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(9, columns)).astype(np.float32)
-    blocks = np.empty((9, row_bytes(columns)), np.int8)
-    blocks8_from_float32(rows, blocks)
+    rows = rng.normal(size=(outputs, columns)).astype(np.float32)
     x = rng.normal(size=columns).astype(np.float32)
     weights, exact = read_back(rows).astype(np.float64), x.astype(np.float64)
-    for block, weight in zip(blocks, weights, strict=True):
-        bound = (columns + 3) * 2.0**-24 * float(np.abs(weight) @ np.abs(exact)) * 1.01
-        assert abs(float(dot_blocks8(block, x)) - float(weight @ exact)) <= bound
+    bounds = (columns + 3) * 2.0**-24 * (np.abs(weights) @ np.abs(exact)) * 1.01
+    assert (np.abs(products(rows, x) - weights @ exact) <= bounds).all()
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_weight_that_is_not_finite_shows(bad: float) -> None:
+@pytest.mark.parametrize("column", [3, 37])
+def test_a_weight_that_is_not_finite_shows(bad: float, column: int) -> None:
     rows = np.ones((2, 40), np.float32)
-    rows[1, 3] = bad
-    blocks = np.empty((2, row_bytes(40)), np.int8)
-    blocks8_from_float32(rows, blocks)
-    assert not np.isfinite(dot_blocks8(blocks[1], np.ones(40, np.float32)))
-    assert np.isfinite(dot_blocks8(blocks[0], np.ones(40, np.float32)))
+    rows[1, column] = bad
+    assert np.isfinite(products(rows, np.ones(40, np.float32))).tolist() == [True, False]
 
 
 def test_auto_is_float32_for_small_models_and_bf16_for_others() -> None:
