@@ -31,8 +31,31 @@ ORDER = (
 )  # fmt: skip
 """threadloom's names of the tensors, in llm.c's order."""
 DRIVER = """
+#include <stdarg.h>
 #include <stdio.h>
-#define printf(...) fprintf(stderr, __VA_ARGS__)  /* standard output belongs to the replies of the process */
+#include <stdlib.h>
+
+/* Standard output belongs to the replies of the process: messages are kept, and shown if llm.c gives up. */
+static char driver_messages[4096];
+static size_t driver_used;
+
+static void driver_print(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    if (driver_used < sizeof driver_messages) {
+        size_t left = sizeof driver_messages - driver_used;
+        driver_used += vsnprintf(driver_messages + driver_used, left, format, arguments);
+    }
+    va_end(arguments);
+}
+
+__attribute__((noreturn)) static void driver_exit(int status) {
+    fputs(driver_messages, stderr);
+    exit(status);
+}
+
+#define printf driver_print
+#define exit driver_exit
 #include "train_gpt2.c"
 #ifdef _OPENMP
 #include <omp.h>

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from benchmarks.gpt2_inputs import random_weights, token_batches
 from benchmarks.llm_c import LlmCError, build_library, find_compiler, find_source, write_checkpoint
 from benchmarks.model_sizes import Gpt2Sizes
 from benchmarks.peers import without_clip_and_decay
-from benchmarks.protocol import Side, TrainingSizes
+from benchmarks.protocol import Side, SideWorker, TrainingSizes
 from benchmarks.throughput import sizes_of
 from tests import reference
 from threadloom.stages.config import Config, Gpt2Config, LlamaConfig
@@ -174,16 +175,14 @@ def test_peers_are_separated_by_commas_or_repeated(monkeypatch: pytest.MonkeyPat
 
 @needs_clone
 def test_llm_c_has_the_loss_of_the_reference(tmp_path: Path) -> None:
-    from benchmarks.peer_llm_c import LlmC
-
     assert CLONE is not None
     weights = rounded_weights()
     save_file(dict(weights), tmp_path / "weights.safetensors")
     ids, targets = np.random.default_rng(3).integers(0, 13, (2, 2, 3, 7))
     np.savez(tmp_path / "tokens.npz", ids=ids, targets=targets)
-    peer = LlmC(training_sizes(str(build_library(Path(CLONE), tmp_path))), tmp_path)
-    found = peer.run(2)
-    peer.close()
+    sizes = training_sizes(str(build_library(Path(CLONE), tmp_path)))
+    with SideWorker(Side.LLM_C, "", sizes, folder=tmp_path) as peer:  # -Ofast flushes subnormals of its process to zero
+        found = peer.run(2)
     wide = {name: tensor.astype(np.float64) for name, tensor in weights.items()}
     expected = reference.losses(wide, ids[0], targets[0], 3).mean()
     assert abs(found.losses[0] - expected) <= 1e-5 * expected
@@ -198,3 +197,17 @@ def test_llm_c_and_threadloom_compute_the_same(tmp_path: Path) -> None:
     config = without_clip_and_decay(TINY)
     sizes = msgspec.structs.replace(sizes_of(config, 2), llm_c=str(build_library(Path(CLONE), tmp_path)))
     assert "3 updates" in agreement.check_equal(to_json(config), sizes, [0], peer=Side.LLM_C)
+
+
+@needs_clone
+def test_the_messages_of_llm_c_are_shown_when_it_gives_up(tmp_path: Path) -> None:
+    assert CLONE is not None
+    library = build_library(Path(CLONE), tmp_path)
+    (tmp_path / "gpt2.bin").write_bytes(np.array([20240326, 99, *[0] * 254], "<i4").tobytes())
+    code = "import ctypes, sys; ctypes.CDLL(sys.argv[1]).driver_load(sys.argv[2].encode(), 1)"
+    done = subprocess.run(
+        [sys.executable, "-c", code, library, tmp_path / "gpt2.bin"], capture_output=True, check=False
+    )
+    assert done.returncode == 1
+    assert b"version" in done.stderr
+    assert not done.stdout
