@@ -45,17 +45,19 @@ def resolved(precision: DecodePrecision, weights: ModelWeights, geometry: Geomet
 
 
 def stored_weights(weights: ModelWeights, geometry: Geometry, precision: DecodePrecision) -> ModelWeights:
-    """Return the weights with their matrices in a number format; in float32, the same arrays."""
+    """Return the weights with their matrices in a number format; in float32, the same arrays.
+
+    Otherwise all arrays are new, so that nothing refers to the memory of the weights.
+    """
     chosen = resolved(precision, weights, geometry)
     if chosen is DecodePrecision.FLOAT32:
         return weights
     convert = _as_bf16 if chosen is DecodePrecision.BF16 else _as_blocks8
-    found = dict[int, Any]()  # a tied matrix is converted once
-    fields = _matrices(weights, geometry)
-    for matrix in fields.values():
-        if id(matrix) not in found:
-            found[id(matrix)] = convert(matrix)
-    stored: ModelWeights = weights._replace(**{name: found[id(matrix)] for name, matrix in fields.items()})
+    fields, found = _matrices(weights, geometry), dict[int, Any]()
+    for name, tensor in weights._asdict().items():
+        if id(tensor) not in found:  # a tied matrix is converted once
+            found[id(tensor)] = convert(tensor) if name in fields else tensor.copy()
+    stored: ModelWeights = weights._replace(**{name: found[id(w)] for name, w in weights._asdict().items()})
     return stored
 
 

@@ -160,6 +160,16 @@ def test_auto_is_float32_for_small_models_and_bf16_for_others() -> None:
     assert resolved(INT8, small, geometry) is INT8
 
 
+@pytest.mark.parametrize("precision", [BF16, INT8])
+def test_converted_weights_have_memory_of_their_own(precision: DecodePrecision) -> None:
+    """A view of one vector would keep the allocation of all float32 weights."""
+    geometry = tiny(base=LLAMA).model.geometry()
+    arena = Arena(parameter_shapes(geometry))
+    stored = stored_weights(as_weights(geometry, arena), geometry, precision)
+    for name, tensor in stored._asdict().items():
+        assert not np.shares_memory(tensor, arena.flat), name
+
+
 def test_a_seed_gives_the_same_text_in_every_format() -> None:
     config = tiny(*GPT2)
     geometry = config.model.geometry()
