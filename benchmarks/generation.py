@@ -88,15 +88,15 @@ def llama_cpp_sides(folder: Path, temporary: Path, threads: int) -> Iterator[tup
 
 
 def byte_tokenizer() -> dict[str, object]:
-    """Return the smallest tokenizer.json that llama.cpp has: byte-level, without a merge."""
+    """Return the smallest tokenizer.json that llama.cpp reads: byte-level, with one merge."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]
     names = {byte: chr(byte) for byte in shown} | {byte: chr(256 + place) for place, byte in enumerate(hidden)}
     parts = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
-    vocabulary = {names[byte]: byte for byte in range(256)}
+    vocabulary = {names[byte]: byte for byte in range(256)} | {"ab": 256}
     return {
         "version": "1.0", "added_tokens": [], "normalizer": None, "pre_tokenizer": parts, "decoder": parts,
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": ["a b"]},
     }  # fmt: skip
 
 
