@@ -94,7 +94,7 @@ def test_a_saved_configuration_loads_and_resolves_to_itself() -> None:
     assert resolve(load_config(RUN), cores=5) == config
     renamed = {dict(zip(OLD, NEW, strict=True)).get(name, name): value for name, value in raw.items()}
     renamed["model"] = {"architecture": "gpt2"} | raw["model"]
-    sections = {"threads": raw["threads"] | {"total": 0, "control": False}, "data": raw["data"] | ADDED_DATA}
+    sections = {"threads": raw["threads"] | {"total": 0, "team": 1, "control": False}, "data": raw["data"] | ADDED_DATA}
     sections |= {name: raw[name] | added for name, added in ADDED_TO_SECTIONS.items()}
     assert json.loads(to_json(config)) == renamed | ADDED | sections
     assert list(json.loads(to_json(config))) == list(Config.__struct_fields__)
