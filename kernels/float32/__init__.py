@@ -34,11 +34,6 @@ from threadloom.kernels.float32.gpt2 import (
     head_backward as head_backward,
     head_loss as head_loss,
 )
-from threadloom.kernels.float32.gpt2_team import (
-    team_blocks_backward as team_blocks_backward,
-    team_blocks_forward as team_blocks_forward,
-    team_head_backward as team_head_backward,
-)
 from threadloom.kernels.float32.head import (
     projection_backward as projection_backward,
     projection_loss as projection_loss,
@@ -64,9 +59,12 @@ from threadloom.kernels.float32.models import (
     GPT2_BANDED as GPT2_BANDED,
     GPT2_DECODE as GPT2_DECODE,
     GPT2_RESIDUES as GPT2_RESIDUES,
+    GPT2_TEAM as GPT2_TEAM,
     LLAMA as LLAMA,
     LLAMA_DECODE as LLAMA_DECODE,
+    LLAMA_TEAM as LLAMA_TEAM,
     DecodeKernels as DecodeKernels,
+    TeamKernels as TeamKernels,
 )
 from threadloom.kernels.float32.one_token import (
     KVCache as KVCache,

@@ -20,9 +20,8 @@ from threadloom.kernels.common import (
     meet,
     part_of,
 )
-from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel
+from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel
 from threadloom.kernels.float32.attention import attention_heads_backward, attention_heads_forward
-from threadloom.kernels.float32.cross_entropy import cross_entropy_backward_rows
 from threadloom.kernels.float32.gelu import gelu_backward, gelu_forward
 from threadloom.kernels.float32.layernorm import (
     RowStatistics,
@@ -31,15 +30,8 @@ from threadloom.kernels.float32.layernorm import (
     layernorm_backward_columns,
     layernorm_forward,
 )
-from threadloom.kernels.float32.linear import (
-    linear_backward_bias_columns,
-    linear_backward_input,
-    linear_backward_weight,
-    linear_forward,
-    linear_residual_forward,
-    logits_backward_input,
-    logits_forward,
-)
+from threadloom.kernels.float32.linear import linear_backward_input, linear_forward, linear_residual_forward
+from threadloom.kernels.float32.team_parts import linear_gradients, projection_part_backward
 from threadloom.kernels.float32.tensors import Activations, Scratch
 
 
@@ -67,15 +59,6 @@ def team_blocks_forward(
         linear_forward(h, w.fc_weight[n], w.fc_bias[n], fc)
         gelu_forward(fc, gelu)
         linear_residual_forward(gelu, w.mlp_proj_weight[n], w.mlp_proj_bias[n], x_mid, x_next)
-
-
-@jit_kernel
-def _linear_gradients(x: Floats, d_out: Floats, d_weight: Floats, d_bias: Floats, accumulate: bool, team: Team) -> None:
-    """Write or add the member's rows of the gradient of a weight, and its columns of that of the bias."""
-    inputs = part_of(d_weight.shape[0], team)
-    part = d_weight[inputs.first : inputs.last]
-    linear_backward_weight(x[:, inputs.first : inputs.last], d_out, part, accumulate)
-    linear_backward_bias_columns(d_out, part_of(d_bias.shape[0], team), d_bias, accumulate)
 
 
 @jit_kernel
@@ -113,13 +96,13 @@ def _mlp_backward(
     linear_backward_input(s.dx[i:j], w.mlp_proj_weight[n], s.d_fc[i:j])
     gelu_backward(a.fc[n][i:j], s.d_fc[i:j], s.gelu[i:j])
     meet(team)  # GELU and its gradient of all rows
-    _linear_gradients(s.gelu, s.dx, g.mlp_proj_weight[n], g.mlp_proj_bias[n], accumulate, team)
+    linear_gradients(s.gelu, s.dx, g.mlp_proj_weight[n], g.mlp_proj_bias[n], accumulate, team)
     linear_backward_input(s.d_fc[i:j], w.fc_weight[n], s.dh[i:j])
     if g.fc_weight[n].size:
         of_rows = RowStatistics(statistics.mean[i:j], statistics.rstd[i:j])
         layernorm_apply(a.x_mid[n][i:j], Affine(w.ln2_weight[n], w.ln2_bias[n]), of_rows, s.h[i:j])
     meet(team)  # h and dh of all rows; nobody reads dx or gelu of others any more
-    _linear_gradients(s.h, s.d_fc, g.fc_weight[n], g.fc_bias[n], accumulate, team)
+    linear_gradients(s.h, s.d_fc, g.fc_weight[n], g.fc_bias[n], accumulate, team)
     d_affine = Affine(g.ln2_weight[n], g.ln2_bias[n])
     _norm_backward(a.x_mid[n], w.ln2_weight[n], statistics, d_affine, s, accumulate, team)
 
@@ -143,7 +126,7 @@ def _attention_backward(
     statistics = RowStatistics(a.ln1_mean[n], a.ln1_rstd[n])
     linear_backward_input(s.dx[i:j], w.attn_proj_weight[n], s.d_attn[i:j])
     meet(team)  # dx and d_attn of all rows
-    _linear_gradients(a.attn[n], s.dx, g.attn_proj_weight[n], g.attn_proj_bias[n], accumulate, team)
+    linear_gradients(a.attn[n], s.dx, g.attn_proj_weight[n], g.attn_proj_bias[n], accumulate, team)
     dropout = attention_dropout(constants.dropout, a.dropout_key, n, constants.heads)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts, dropout)
     attention_heads_backward(s.d_attn, attention, sequences, heads, of_member, s.d_qkv, s.scores)
@@ -153,7 +136,7 @@ def _attention_backward(
         of_rows = RowStatistics(statistics.mean[i:j], statistics.rstd[i:j])
         layernorm_apply(a.x[n][i:j], Affine(w.ln1_weight[n], w.ln1_bias[n]), of_rows, s.h[i:j])
     meet(team)  # h and dh of all rows
-    _linear_gradients(s.h, s.d_qkv, g.qkv_weight[n], g.qkv_bias[n], accumulate, team)
+    linear_gradients(s.h, s.d_qkv, g.qkv_weight[n], g.qkv_bias[n], accumulate, team)
     d_affine = Affine(g.ln1_weight[n], g.ln1_bias[n])
     _norm_backward(a.x[n], w.ln1_weight[n], statistics, d_affine, s, accumulate, team)
 
@@ -175,18 +158,6 @@ def team_blocks_backward(
         _attention_backward(weights, acts, grads, scratch, n, sequences, constants, accumulate, team)
 
 
-@jit_inline_body
-def _chunk_backward(
-    h: Floats, weight: Floats, targets: TokenIds, scale: float, logits: Floats, dh: Floats, team: Team, first: int
-) -> None:
-    """Write the member's rows of the gradients of a chunk's logits and of `h`; `first` is the chunk's first row."""
-    i, j = part_of(h.shape[0], team)
-    part = logits[i:j]
-    logits_forward(h[i:j], weight, part)
-    cross_entropy_backward_rows(part, targets[i:j], scale, team.losses[first + i : first + j])
-    logits_backward_input(part, weight, dh[i:j])
-
-
 @jit_kernel
 def team_head_backward(
     weights: Weights,
@@ -195,6 +166,7 @@ def team_head_backward(
     scale: float,
     grads: Weights,
     scratch: Scratch,
+    constants: Gpt2Constants,
     accumulate: bool,
     team: Team,
 ) -> float:
@@ -206,21 +178,6 @@ def team_head_backward(
     layernorm_forward(x_final[i:j], Affine(w.lnf_weight, w.lnf_bias), s.h[i:j], of_rows)
     s.dx[i:j].fill(0.0)  # `layernorm_backward` adds to it
     meet(team)  # h of all rows: the rows of a chunk are divided anew
-    rows, chunk = x_final.shape[0], s.logits.shape[0]
-    tokens = part_of(g.wte.shape[0], team)
-    adds, loss = accumulate, 0.0
-    for first in range(0, rows, chunk):
-        last = min(first + chunk, rows)
-        logits, h = s.logits[: last - first], s.h[first:last]
-        _chunk_backward(h, w.wte, targets[first:last], scale, logits, s.dh[first:last], team, first)
-        meet(team)  # gradients of all rows of the chunk
-        of_chunk = 0.0
-        for r in range(first, last):
-            of_chunk += team.losses[r]
-        loss += of_chunk
-        linear_backward_weight(logits[:, tokens.first : tokens.last], h, g.wte[tokens.first : tokens.last], adds)
-        adds = True
-        if last < rows:
-            meet(team)  # nobody reads these logits any more
+    loss = projection_part_backward(s.h, w.wte, targets, scale, g.wte, s.dh, s.logits, accumulate, team)
     _norm_backward(x_final, w.lnf_weight, statistics, Affine(g.lnf_weight, g.lnf_bias), s, accumulate, team)
     return loss

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from threadloom.kernels.common import reciprocal_rms
+from threadloom.kernels.common import Part, reciprocal_rms
 from threadloom.kernels.compiling import Floats, jit_kernel
 
 _ZERO = np.float32(0.0)
@@ -55,3 +55,17 @@ def rmsnorm_backward(
         mean = total / np.float32(row.shape[0])
         for j in range(row.shape[0]):
             target[j] += scale * (d[j] * weight[j] - row[j] * scale * mean)
+
+
+@jit_kernel
+def rmsnorm_backward_columns(
+    d_out: Floats, x: Floats, rstd: Floats, columns: Part, d_weight: Floats, accumulate: bool
+) -> None:
+    """Compute some columns of the gradient of the weight, with the bits of `rmsnorm_backward`."""
+    part = d_weight[columns.first : columns.last]
+    if not accumulate:
+        part.fill(0.0)
+    for r in range(x.shape[0]):
+        row, d, scale = x[r][columns.first : columns.last], d_out[r][columns.first : columns.last], rstd[r]
+        for j in range(part.shape[0]):
+            part[j] += d[j] * (row[j] * scale)

@@ -116,7 +116,7 @@ class ThreadsConfig(Section, frozen=True, kw_only=True):
     team: int | None = None
     """Threads that divide the work of one micro-batch in forward and backward, without changing a bit. None: more than
     1 if a batch has fewer micro-batches than there are threads, `delay` is 0, and there are kernels for it: float32
-    GPT-2 without adapters, dropout within the blocks or terms of the loss."""
+    without adapters, dropout within the blocks, terms of the loss or norms of queries and keys."""
     control: bool = False
     """True: threads of stages that wait move to the bottleneck during the run, without changing a bit."""
 

@@ -3,7 +3,7 @@
 A team computes the bits of one thread, but there are kernels of teams only for a part of the configurations.
 """
 
-from threadloom.stages.config import Config, ConfigError, Gemm, Precision
+from threadloom.stages.config import Config, ConfigError, Gemm, LlamaConfig, Precision
 from threadloom.stages.models import Geometry
 
 
@@ -19,7 +19,7 @@ def choose_team(
         if wanted > 1 and obstacle:
             raise ConfigError(
                 "threads.team", expected=f"1 with {obstacle}", got=f"{wanted}",
-                cause="a micro-batch is divided among threads in float32 GPT-2 without dropout in the blocks only",
+                cause="there are no kernels that divide such a micro-batch among threads",
                 hint="leave it open",
             )  # fmt: skip
         return wanted
@@ -32,7 +32,7 @@ def _obstacle(config: Config, geometry: Geometry, gemm: Gemm, *, shared_lanes: b
     """Return the setting for which there are no kernels of teams, None if there is none."""
     dropout = config.dropout
     obstacles = {
-        f"model.architecture={geometry.architecture}": geometry.architecture != "gpt2",
+        "norms of queries and keys": isinstance(config.model, LlamaConfig) and config.model.qk_norm,
         f"precision={config.precision.value}": config.precision is not Precision.FLOAT32,
         f"gemm_backend={gemm.value}": gemm is not Gemm.NUMBA,  # a library may round a part of a product differently
         "factors of the token embedding": bool(geometry.bands or geometry.residues),

@@ -1,16 +1,20 @@
-"""Forward and backward passes of GPT-2 in float32 whose work teams of threads divide, in equal bits."""
+"""Forward and backward passes in float32 whose work teams of threads divide, in equal bits."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from threadloom.kernels import AccumulationTicket
 from threadloom.kernels.common import NO_TERMS, LossTerms
-from threadloom.kernels.float32 import team_blocks_backward, team_blocks_forward, team_head_backward
+from threadloom.kernels.float32 import GPT2_TEAM, LLAMA_TEAM, TeamKernels
 from threadloom.stages.config import NO_DROPOUT, DropoutConfig
 from threadloom.stages.layouts import ModelWeights
 from threadloom.stages.memory import MicroBatchSlot
 from threadloom.stages.models import Geometry
 from threadloom.stages.step import Member, Teams, Version, needs_blocks
 from threadloom.stages.step.float32.compute import Float32Compute
+
+_KERNELS: Mapping[str, TeamKernels[Any, Any, Any, Any]] = {"gpt2": GPT2_TEAM, "llama": LLAMA_TEAM}
+"""Name of the architecture → its kernels."""
 
 
 class DividedFloat32Compute(Float32Compute):
@@ -27,15 +31,15 @@ class DividedFloat32Compute(Float32Compute):
     ) -> None:
         super().__init__(geometry, sequences, borders=borders, dropout=dropout)
         self._teams = teams
+        self._of_members = _KERNELS[geometry.architecture]
 
     def forward(self, version: Version, slot: MicroBatchSlot) -> None:
         """Run all blocks, each member in one compiled call."""
-        weights: Any = version.weights
-        acts = slot.activations
+        weights, acts = version.weights, slot.activations
 
         def of_member(member: Member) -> None:
             own = acts if member.scores is None else acts._replace(scores=member.scores[0])
-            team_blocks_forward(weights, own, self._sequences, self._constants, member.place)
+            self._of_members.team_blocks_forward(weights, own, self._sequences, self._constants, member.place)
 
         self._teams.run(of_member)
 
@@ -47,17 +51,18 @@ class DividedFloat32Compute(Float32Compute):
 
         `ticket` is that of a single writer, and `terms` are none.
         """
-        weights: Any = version.weights
-        grads: Any = gradients
+        weights, constants = version.weights, self._constants
         acts, targets, accumulate = slot.activations, slot.targets, ticket.accumulate
-        blocks = needs_blocks(self._geometry, gradients)
+        kernels, blocks = self._of_members, needs_blocks(self._geometry, gradients)
 
         def of_member(member: Member) -> float:
             own = scratch if member.scores is None else scratch._replace(scores=member.scores)
-            loss = team_head_backward(weights, acts, targets, scale, grads, own, accumulate, member.place)
+            loss = kernels.team_head_backward(
+                weights, acts, targets, scale, gradients, own, constants, accumulate, member.place
+            )
             if blocks:
-                team_blocks_backward(
-                    weights, acts, grads, own, self._sequences, self._constants, accumulate, member.place
+                kernels.team_blocks_backward(
+                    weights, acts, gradients, own, self._sequences, constants, accumulate, member.place
                 )
             return loss
 

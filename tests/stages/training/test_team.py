@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from tests.stages.support import WAIT, build, result, run_sequence, run_threads, tiny
+from tests.stages.support import LLAMA, TINY, WAIT, build, result, run_sequence, run_threads, tiny
 from threadloom.kernels.common import meet
-from threadloom.kernels.float32 import team_blocks_forward
+from threadloom.kernels.float32 import gpt2_team
 from threadloom.pipeline import Cancelled, StageFailure
-from threadloom.stages.config import ConfigError
+from threadloom.stages.config import Config, ConfigError
 from threadloom.stages.step import Member, Teams
 
 pytestmark = pytest.mark.timeout(300)  # the first run compiles kernels
@@ -22,11 +22,15 @@ def members_of(*overrides: str) -> int:
     return tiny(*overrides).threads.team
 
 
+LLAMA_PLAIN = (*ONE, "model.qk_norm=false")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def compiled() -> None:
     """Compile the kernels before any test waits for threads that call them."""
-    run_sequence(build(tiny(*ONE, "threads.team=1", "steps=1")))
-    run_sequence(build(tiny(*ONE, "threads.team=2", "steps=1")))
+    for base, settings in ((TINY, ONE), (LLAMA, LLAMA_PLAIN)):
+        run_sequence(build(tiny(*settings, "threads.team=1", "steps=1", base=base)))
+        run_sequence(build(tiny(*settings, "threads.team=2", "steps=1", base=base)))
 
 
 @pytest.mark.parametrize(
@@ -41,17 +45,27 @@ def compiled() -> None:
     ids=["one", "accumulated", "several at once", "documents", "frozen"],
 )
 def test_a_team_does_not_change_a_bit(settings: tuple[str, ...]) -> None:
-    common = (*ONE, "steps=4", "evaluation.interval=2", *settings)
-    alone = result(*_run(*common, "threads.team=1"))
+    _compare(TINY, *ONE, *settings)
+
+
+@pytest.mark.parametrize("documents", [(), ("schedule.context_warmup=2", "schedule.context_start=1")])
+def test_nor_does_one_of_a_llama(documents: tuple[str, ...]) -> None:
+    _compare(LLAMA, *LLAMA_PLAIN, *documents)
+
+
+def _compare(base: Config, *settings: str) -> None:
+    """Compare runs with teams with one without, bit by bit."""
+    common = (*settings, "steps=4", "evaluation.interval=2")
+    alone = result(*_run(base, *common, "threads.team=1"))
     for members in (2, 3, 5):
-        found = result(*_run(*common, f"threads.team={members}"))
+        found = result(*_run(base, *common, f"threads.team={members}"))
         assert found.updates == alone.updates
         assert found.tensors.keys() == alone.tensors.keys()
         assert [name for name in alone.tensors if found.tensors[name].tobytes() != alone.tensors[name].tobytes()] == []
 
 
-def _run(*settings: str) -> tuple[Any, Any]:
-    training = build(tiny(*settings), evaluate=True)
+def _run(base: Config, *settings: str) -> tuple[Any, Any]:
+    training = build(tiny(*settings, base=base), evaluate=True)
     return training, run_threads(training)
 
 
@@ -72,6 +86,11 @@ def test_what_has_no_kernels_of_teams_is_not_divided(setting: str) -> None:
     assert members_of(*ONE, setting) == 1
     with pytest.raises(ConfigError, match=r"threads\.team: expected 1 with"):
         tiny(*ONE, setting, "threads.team=2")
+
+
+def test_a_llama_with_norms_of_heads_is_not_divided() -> None:
+    assert tiny(*ONE, base=LLAMA).threads.team == 1
+    assert tiny(*LLAMA_PLAIN, base=LLAMA).threads.team == 2
 
 
 def test_the_first_error_of_a_member_is_raised_and_ends_the_waits_of_the_others() -> None:
@@ -122,12 +141,14 @@ def test_an_abort_ends_the_wait_for_a_member() -> None:
 
 
 def test_a_run_reports_the_error_of_a_member(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = gpt2_team.team_blocks_forward
+
     def fail(*arguments: Any) -> None:
         if arguments[-1].member == 1:
             raise ValueError("on purpose")
-        team_blocks_forward(*arguments)
+        kernel(*arguments)
 
-    monkeypatch.setattr("threadloom.stages.step.float32.divided.team_blocks_forward", fail)
+    monkeypatch.setattr(gpt2_team, "team_blocks_forward", fail)
     with pytest.raises(StageFailure) as caught:
         run_threads(build(tiny(*ONE, "threads.team=2")))
     assert isinstance(caught.value.__cause__, ValueError)
