@@ -19,7 +19,7 @@ import numpy as np
 
 from threadloom.kernels.compiling import Entry, jit_kernel
 from threadloom.kernels.matmul.float32_pack import pack_panel, pack_strip
-from threadloom.kernels.matmul.float32_prefetch import fetch_for_tile, next_panel
+from threadloom.kernels.matmul.float32_prefetch import NextPanel, fetch_for_tile, next_panel
 from threadloom.kernels.matmul.float32_tile import HALF, WIDTH, RowsOfA, make_float32_tile, make_float32_tiles
 from threadloom.kernels.matmul.operands import GemmArgs, MatrixRef, Op, shifted
 from threadloom.kernels.matmul.variants import IN_PLACE, PACKED_PREFETCH, TALL, TALL_PREFETCH, variant_of
@@ -141,8 +141,10 @@ def _multiply_panel(p: GemmArgs, plan: _Plan, block: _Block, buffers: _Buffers, 
     """Multiply a block of A by the panel at column `j0`, which is packed."""
     width = min(WIDTH, columns1 - j0)
     stored = width in (WIDTH, LANES, HALF)  # without a detour
-    tiles = -(-(block.rows1 - block.rows0) // plan.height)
-    following = next_panel(p, block.k0, block.depth, j0 + WIDTH, columns1, tiles)
+    following = NextPanel(0, 0, 0, 0, 0)
+    if plan.fetches:
+        tiles = -(-(block.rows1 - block.rows0) // plan.height)
+        following = next_panel(p, block.k0, block.depth, j0 + WIDTH, columns1, tiles)
     i0, index = block.rows0, 0
     while i0 < block.rows1:
         height = _height_of_tile(plan, block.rows1 - i0, width <= LANES)

@@ -75,11 +75,13 @@ def _transpose(source: int, stride: int, rows: int, depth: int, target: int, tar
             for j in range(rows):
                 store_float32(target + k * target_stride, j, load_float32(source + j * stride, k))
         return
-    for k in range(0, depth, LANES):
-        k0 = min(k, depth - LANES)  # the last square overlaps with the one before
-        if rows == LANES:
+    if rows == LANES:
+        for k in range(0, depth, LANES):
+            k0 = min(k, depth - LANES)  # the last square overlaps with the one before
             transpose_uint32(source + 4 * k0, stride, target + k0 * target_stride, target_stride)
-        else:
+    else:
+        for k in range(0, depth, LANES):
+            k0 = min(k, depth - LANES)
             _transpose_some(source + 4 * k0, stride, rows, target + k0 * target_stride, target_stride)
 
 

@@ -40,6 +40,8 @@ class ProductKind(Enum):
 
 WIDE = 4096
 """Columns of a result from which a product is of the kind `VOCABULARY`."""
+SMALL = 64
+"""Columns, or terms of a sum, up to which a product is always computed in place, as those within attention are."""
 
 IN_PLACE = 0
 PACKED_PREFETCH, TALL, TALL_PREFETCH = 2, 3, 4  # indices of the members, as compiled code reads them
@@ -61,6 +63,8 @@ _read_forward, _read_input, _read_weight, _read_vocabulary = (switch.read for sw
 @jit_kernel
 def variant_of(p: GemmArgs) -> int:
     """Return the index of the variant of a product; in compiled code only."""
+    if p.columns <= SMALL or p.inner <= SMALL:
+        return IN_PLACE
     if p.columns >= WIDE:
         return _read_vocabulary()
     if p.op_a == Op.T:
