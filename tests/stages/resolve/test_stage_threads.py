@@ -50,6 +50,13 @@ def test_chosen_counts_are_chosen_again_for_the_new_limit(before: int, after: in
     assert trajectory(found) == trajectory(saved)
 
 
+@pytest.mark.parametrize(("before", "after"), [(8, 2), (2, 8)])
+def test_the_size_of_a_team_is_chosen_again(before: int, after: int) -> None:
+    one = ("batch_size=1", "micro_batch=1", "gemm_backend=numba")
+    assert resumed(saved_with(before, *one), after) == saved_with(after, *one)
+    assert resumed(saved_with(8, *one, "threads.team=3", "threads.forward=2"), 8).threads.team == 3, "it was set"
+
+
 def test_set_counts_are_kept_up_to_the_limit(logged: list[str]) -> None:
     saved = saved_with(8, "threads.forward=6", "threads.update=2", "threads.blas=3", "slots=9", "gemm_backend=blas")
     same = resumed(saved, 8)
