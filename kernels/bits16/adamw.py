@@ -17,6 +17,7 @@ from threadloom.kernels.common import (
     DelayedAdamWFactors,
     DelayedAdamWStep,
     adamw_direction,
+    adamw_directions,
     adamw_element,
     adamw_factors,
     delayed_adamw_factors,
@@ -184,10 +185,10 @@ def _forecast_row(
     row: int,
 ) -> None:
     for i in range(weights.shape[0]):
-        d, m[i], v[i] = adamw_direction(gradient[i], m[i], v[i], f)
+        d, e, m[i], v[i] = adamw_directions(gradient[i], m[i], v[i], f)
         new = weights[i] * f.keep - f.lr * d
         weights[i] = new
-        ahead = new - f.horizon * d
+        ahead = new - f.horizon * e
         forecast[i] = ahead
         keep_rounded(buffer, row, i, ahead)
 

@@ -6,7 +6,10 @@ With gradient g of the weights τ updates ago, moments m and v, update t = 1, 2,
     n  = m' / (1 − β1^t) + λ (m' / (1 − β1^t) − m / (1 − β1^(t−1)))     lead λ; without the second term at t = 1
     d  = n / (√(v' / (1 − β2^t)) + ε)
     w' = (1 − η ω) w − η d
-    ŵ' = w' − h d                                                       forecast, h: sum of the next τ learning rates
+    ŵ' = w' − h e                                                       forecast, h: sum of the next τ learning rates
+
+e is d with a lead μ in the place of λ, and predicts each step of the next τ updates. The moment goes on to change
+during them, so the best μ is larger than λ.
 
 λ = 0 is AdamW (Loshchilov and Hutter, 2019), λ = β1 NAdam (Dozat, 2016) without its schedule, which Ajanthan et al.
 (2025, arXiv 2505.01099) use against a delay. The forecast is that of XPipe and PipeOptim (Guan et al., 2023,
@@ -33,6 +36,7 @@ class DelayedAdamWStep(NamedTuple):
     earlier_correction1: float  # 1 - beta1**(t - 1); any positive number at t = 1
     bias_correction2: float  # 1 - beta2**t
     lead: float  # λ; 0 at t = 1
+    forecast_lead: float  # μ; 0 at t = 1
     horizon: float  # h, the sum of the learning rates of the next τ updates
     grad_scale: float  # clip factor, multiplied with the gradient first; 1 for none
 
@@ -46,6 +50,8 @@ class DelayedAdamWFactors(NamedTuple):
     rest2: np.float32  # 1 - beta2
     new: np.float32  # (1 + lead) / bias_correction1, the factor of the new first moment
     old: np.float32  # lead / earlier_correction1, that of the old one
+    forecast_new: np.float32  # both with the lead of the forecast
+    forecast_old: np.float32
     unbias: np.float32  # 1 / sqrt(bias_correction2)
     eps: np.float32
     clip: np.float32
@@ -64,6 +70,8 @@ def delayed_adamw_factors(step: DelayedAdamWStep, decay: float) -> DelayedAdamWF
         np.float32(1.0 - step.beta2),
         np.float32((1.0 + step.lead) / step.bias_correction1),
         np.float32(step.lead / step.earlier_correction1),
+        np.float32((1.0 + step.forecast_lead) / step.bias_correction1),
+        np.float32(step.forecast_lead / step.earlier_correction1),
         np.float32(1.0 / math.sqrt(step.bias_correction2)),
         np.float32(step.eps),
         np.float32(step.grad_scale),
@@ -82,6 +90,18 @@ def adamw_direction(
     first = f.beta1 * m + f.rest1 * clipped
     second = f.beta2 * v + f.rest2 * (clipped * clipped)
     return (f.new * first - f.old * m) / (np.sqrt(second) * f.unbias + f.eps), first, second
+
+
+@jit_strict_inline
+def adamw_directions(
+    g: np.float32, m: np.float32, v: np.float32, f: DelayedAdamWFactors
+) -> tuple[np.float32, np.float32, np.float32, np.float32]:
+    """Return the direction d, that of the forecast e, and the new moments of one element."""
+    clipped = g * f.clip
+    first = f.beta1 * m + f.rest1 * clipped
+    second = f.beta2 * v + f.rest2 * (clipped * clipped)
+    size = np.sqrt(second) * f.unbias + f.eps
+    return (f.new * first - f.old * m) / size, (f.forecast_new * first - f.forecast_old * m) / size, first, second
 
 
 @jit_strict_fp
@@ -114,10 +134,10 @@ def _forecast_range(
     forecast: Floats, gradient: Floats, m: Floats, v: Floats, weights: Floats, f: DelayedAdamWFactors
 ) -> None:
     for i in range(weights.shape[0]):
-        d, m[i], v[i] = adamw_direction(gradient[i], m[i], v[i], f)
+        d, e, m[i], v[i] = adamw_directions(gradient[i], m[i], v[i], f)
         new = weights[i] * f.keep - f.lr * d
         weights[i] = new
-        forecast[i] = new - f.horizon * d
+        forecast[i] = new - f.horizon * e
 
 
 @jit_strict_fp

@@ -87,6 +87,9 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     an update keeps this share of it. 0: no average."""
     lead: float | None = None
     """Strength λ of `delay_correction=lead` and `forecast_lead`. None: `beta1`, or 1.3 from a delay of 2 on."""
+    forecast_lead: float | None = None
+    """Lead μ of the steps that `delay_correction=forecast` and `forecast_lead` predict. None: that of the step, or 2
+    with `forecast_lead` from a delay of 2 on, if `lead` is None too."""
 
     def tensor_rates(self, geometry: Geometry, frozen: Set[str] = NONE_FROZEN) -> Mapping[str, TensorRates]:
         """Return the rates of every tensor that the optimizer updates; empty without groups.

@@ -6,6 +6,8 @@ kinds have the same fields in the same order, so they are written to the same JS
 
 from dataclasses import dataclass
 
+import msgspec
+
 from threadloom.stages.config.context_warmup import ContextWarmup, context_warmup
 from threadloom.stages.config.gpt2 import ResolvedGpt2
 from threadloom.stages.config.llama import ResolvedLlama
@@ -46,12 +48,21 @@ class BatchSizes:
         return self.sequences // self.micro_batch
 
 
+_ABSENT = -1.0
+
+
 class ResolvedOptimizer(OptimizerConfig, frozen=True, kw_only=True):
-    """AdamW with its learning rate and the strength of its lead, 0 for none."""
+    """AdamW with its learning rate and the strengths of its leads, 0 for none."""
 
     lr: float = 1e-3
     beta1: float
     lead: float = 0.0  # absent in the files of earlier releases
+    forecast_lead: float = _ABSENT
+
+    def __post_init__(self) -> None:
+        """Give forecasts the lead of the step, as earlier releases do, in whose files theirs is absent."""
+        if self.forecast_lead == _ABSENT:
+            msgspec.structs.force_setattr(self, "forecast_lead", self.lead)
 
 
 class ResolvedSchedule(ScheduleConfig, frozen=True, kw_only=True):

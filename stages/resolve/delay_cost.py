@@ -21,7 +21,7 @@ class DelayCost:
 DELAY_COSTS: Mapping[int, DelayCost] = {
     0: DelayCost(1.0, 0.0, warmup=0.0),
     1: DelayCost(1.0, 0.0, warmup=0.15),
-    2: DelayCost(1.09, 0.017, warmup=0.35),
+    2: DelayCost(1.05, 0.010, warmup=0.35),
 }
 """Delay → its cost with `delay_correction=forecast_lead`."""
 WITHOUT_CORRECTION: Mapping[int, float] = {1: 0.063, 2: 0.472}
@@ -34,6 +34,8 @@ def delay_summary(config: ResolvedConfig) -> str:
     """Return a line on the delay of a run and its remedy."""
     kind, optimizer = config.delay_correction, config.optimizer
     strength = f", lead {optimizer.lead:g}, beta1 {optimizer.beta1:g}" if kind.has_lead else ""
+    if kind.forecasts:
+        strength += f", forecast lead {optimizer.forecast_lead:g}"
     reads = f"weights forecast {config.delay} updates ahead" if kind.forecasts else "weights as they were"
     return (
         f"delay {config.delay}: batch k reads version k - {config.delay}, {reads} "

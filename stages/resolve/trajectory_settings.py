@@ -106,10 +106,14 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
         keys = (*keys, "init")
     if config.lora.rank:
         keys = (*keys, "lora.")
+    settings = flatten(config)
+    absent = {key for key in _ABSENT_IF_OFF if not settings[key]}
+    if config.optimizer.forecast_lead in (None, config.optimizer.lead):  # as in earlier versions, which had one lead
+        absent.add("optimizer.forecast_lead")
     picked = {
         key: _as_json(value)
-        for key, value in flatten(config).items()
-        if (key in keys or key.partition(".")[0] + "." in keys) and (key not in _ABSENT_IF_OFF or value)
+        for key, value in settings.items()
+        if (key in keys or key.partition(".")[0] + "." in keys) and key not in absent
     }
     return picked if text_sha256 is None else {**picked, "data.text_sha256": text_sha256}
 

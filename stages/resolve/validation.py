@@ -85,6 +85,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "optimizer.clip_value": (0, 1e9),
     "optimizer.ema": (0, 0.9999999),
     "optimizer.lead": (0, 100),
+    "optimizer.forecast_lead": (0, 100),
     "schedule.warmup": (0, 1_000_000_000),
     "schedule.delay_warmup": (0, 1_000_000_000),
     "schedule.rewarm": (0, 1_000_000_000),

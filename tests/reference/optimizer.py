@@ -72,32 +72,41 @@ class Delayed:
 
 
 def delayed_adamw(
-    weights: Tensors, grads: Tensors, m: Tensors, v: Tensors, step: int, settings: AdamW, lead: float, horizon: float
-) -> Delayed:
+    weights: Tensors, grads: Tensors, m: Tensors, v: Tensors, step: int, settings: AdamW,
+    lead: float, horizon: float, forecast_lead: float,
+) -> Delayed:  # fmt: skip
     """Return the results of update number `step` (the first is 1, which has no lead).
 
     The step is that of Adam plus `lead` times the change of the first moment, both corrected for their bias. The
-    forecast is `horizon`, a sum of learning rates, further along the same direction, without weight decay.
+    forecast is `horizon`, a sum of learning rates, further along the direction with `forecast_lead`, without weight
+    decay.
     """
     made = Delayed({}, {}, {}, {})
-    lead = lead if step > 1 else 0.0
     beta1, beta2, epsilon = constant(settings.beta1), constant(settings.beta2), constant(settings.epsilon)
     rest1, rest2 = constant(1.0 - settings.beta1), constant(1.0 - settings.beta2)
-    of_new = constant((1.0 + lead) / (1.0 - settings.beta1**step))
-    of_old = constant(lead / (1.0 - settings.beta1 ** (step - 1)) if step > 1 else 0.0)
     unbias = constant(1.0 / math.sqrt(1.0 - settings.beta2**step))
     rate, ahead = constant(settings.lr), constant(horizon)
     for name, w in weights.items():
         decay = settings.weight_decay if name in settings.decayed else 0.0
         made.m[name] = total(multiple(beta1, m[name]), multiple(rest1, grads[name]))
         made.v[name] = total(multiple(beta2, v[name]), multiple(rest2, grads[name] ** 2))
-        numerator = total(multiple(of_new, made.m[name]), -multiple(of_old, m[name]))
-        quotient = numerator / (unbias * np.sqrt(np.maximum(made.v[name], 0.0)) + epsilon)
-        direction = computed(quotient, partial(_quotient_error, quotient))
+        size = unbias * np.sqrt(np.maximum(made.v[name], 0.0)) + epsilon
+        direction, predicted = (
+            _direction(made.m[name], m[name], size, step, settings.beta1, strength)
+            for strength in (lead, forecast_lead)
+        )
         decoupled = multiple(constant(1.0 - settings.lr * decay), w)
         made.weights[name] = total(decoupled, -multiple(rate, direction))
-        made.forecast[name] = total(made.weights[name], -multiple(ahead, direction))
+        made.forecast[name] = total(made.weights[name], -multiple(ahead, predicted))
     return made
+
+
+def _direction(new: Array, old: Array, size: Array, step: int, beta1: float, lead: float) -> Array:
+    lead = lead if step > 1 else 0.0
+    of_new = constant((1.0 + lead) / (1.0 - beta1**step))
+    of_old = constant(lead / (1.0 - beta1 ** (step - 1)) if step > 1 else 0.0)
+    quotient = total(multiple(of_new, new), -multiple(of_old, old)) / size
+    return computed(quotient, partial(_quotient_error, quotient))
 
 
 def _quotient_error(quotient: Array) -> Array:

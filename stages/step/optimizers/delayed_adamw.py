@@ -39,6 +39,7 @@ class LeadAdamW(AdamWState):
             earlier_correction1=1.0 - s.beta1**applied if applied else 1.0,
             bias_correction2=1.0 - s.beta2 ** (applied + 1),
             lead=s.lead if applied else 0.0,
+            forecast_lead=s.forecast_lead if applied else 0.0,
             horizon=self._horizon(batch),
             grad_scale=clip_factor(s.clip, grad_norm) / scale,
         )

@@ -175,7 +175,9 @@ def test_updates_of_any_form_pack_what_they_write(rows: int, columns: int, at_en
     pages = Pages(at_end)
     first = rng.standard_normal((5, rows, columns), np.float32)
     first[-1] = np.abs(first[-1])  # the second moment
-    delayed = DelayedAdamWStep(3e-3, 0.9, 0.99, 1e-8, 0.1, 1.0 - 0.9**3, 1.0 - 0.9**2, 1.0 - 0.99**3, 0.5, 2.0, 0.3)
+    delayed = DelayedAdamWStep(
+        3e-3, 0.9, 0.99, 1e-8, 0.1, 1.0 - 0.9**3, 1.0 - 0.9**2, 1.0 - 0.99**3, 0.5, 1.5, 2.0, 0.3
+    )
 
     def run(name: str, *, packs: bool) -> tuple[list[Floats], PackedPair]:
         arrays = [pages.copy(array) for array in first]

@@ -1,14 +1,16 @@
 """The choice of the remedy for a delay."""
 
+import json
+
 import pytest
 
 from tests.stages.resolve.support import refusal, tiny
 from threadloom.stages.config import DelayCorrection
 from threadloom.stages.resolve.delay_correction import with_delay_correction
 from threadloom.stages.resolve.delay_cost import DELAY_COSTS, FREE, delay_summary, delay_warning
-from threadloom.stages.resolve.loading import apply_overrides
+from threadloom.stages.resolve.loading import apply_overrides, resolved_from_json, to_json
 from threadloom.stages.resolve.resolution import resolve
-from threadloom.stages.resolve.trajectory_settings import trajectory
+from threadloom.stages.resolve.trajectory_settings import trajectory, trajectory_differences
 
 
 @pytest.mark.parametrize(
@@ -38,8 +40,40 @@ def test_the_correction_and_its_strength_follow_from_the_delay(
 
 
 @pytest.mark.parametrize(
+    ("overrides", "forecast_lead"),
+    [
+        (["delay=0"], 0.0),
+        (["delay=1"], 0.95),
+        (["delay=2"], 2.0),
+        (["delay=2", "optimizer.lead=0.5"], 0.5),  # as in earlier releases, which had one lead
+        (["delay=2", "optimizer.forecast_lead=0"], 0.0),
+        (["delay=2", "delay_correction=forecast"], 0.0),
+        (["delay=2", "delay_correction=forecast", "optimizer.forecast_lead=1"], 1.0),
+        (["delay=2", "delay_correction=lead"], 1.3),  # not used
+    ],
+)
+def test_the_forecast_has_a_lead_of_its_own(overrides: list[str], forecast_lead: float) -> None:
+    config = resolve(apply_overrides(tiny(), overrides), 2)
+    assert config.optimizer.forecast_lead == forecast_lead
+    assert resolve(config, 2) == config
+
+
+def test_a_run_of_an_earlier_release_goes_on_with_its_one_lead() -> None:
+    now = resolve(apply_overrides(tiny(), ["delay=2"]), 2)
+    file = json.loads(to_json(now))
+    del file["optimizer"]["forecast_lead"]
+    earlier = resolved_from_json(json.dumps(file))
+    resumed = resolve(earlier, 2)
+    assert resumed.optimizer.forecast_lead == resumed.optimizer.lead == 1.3
+    assert trajectory(resumed) == trajectory(earlier)
+    assert "optimizer.forecast_lead" not in trajectory(earlier)
+    assert trajectory_differences(trajectory(earlier), trajectory(now)) == {"optimizer.forecast_lead": (None, 2.0)}
+
+
+@pytest.mark.parametrize(
     ("overrides", "key"),
     [
+        (["delay=2", "delay_correction=lead", "optimizer.forecast_lead=0.9"], "optimizer.forecast_lead"),
         (["delay=2", "delay_correction=forecast", "optimizer.lead=0.9"], "optimizer.lead"),
         (["delay=0", "optimizer.lead=0.9"], "optimizer.lead"),
         (["delay=2", "schedule.delay_warmup=9"], "schedule.delay_warmup"),
@@ -86,7 +120,7 @@ def test_the_line_on_a_delay_names_the_remedy_and_its_strength() -> None:
     line = delay_summary(resolve(apply_overrides(tiny(), ["delay=2"]), 2))
     assert line == (
         "delay 2: batch k reads version k - 2, weights forecast 2 updates ahead "
-        "(delay_correction=forecast_lead, lead 1.3, beta1 0.95)"
+        "(delay_correction=forecast_lead, lead 1.3, beta1 0.95, forecast lead 2)"
     )
     line = delay_summary(resolve(apply_overrides(tiny(), ["delay=1", "delay_correction=none"]), 2))
     assert line == "delay 1: batch k reads version k - 1, weights as they were (delay_correction=none)"

@@ -60,7 +60,7 @@ ADDED = {
 }
 """Settings that came later, with their defaults."""
 ADDED_TO_SECTIONS = {
-    "optimizer": {"lead": 0.0, "clip_value": 0.0, "groups": [], "ema": 0.0},
+    "optimizer": {"lead": 0.0, "forecast_lead": 0.0, "clip_value": 0.0, "groups": [], "ema": 0.0},
     "evaluation": {"gcd_loss": False, "patience": 0, "sets": {}},
     "checkpoint": {"every": 0, "best": False},
     "schedule": {

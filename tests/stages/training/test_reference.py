@@ -25,7 +25,7 @@ REMEDIES = {
     "none": ("delay_correction=none",),
     "auto": ("optimizer.beta1=0.95",),
     "lead": ("delay_correction=lead", "optimizer.lead=3"),
-    "forecast": ("delay_correction=forecast",),
+    "forecast": ("delay_correction=forecast", "optimizer.forecast_lead=1.5"),
     "warmup": ("delay_correction=warmup", "schedule.delay_warmup=3"),
 }
 

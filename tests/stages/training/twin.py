@@ -109,7 +109,7 @@ def _update(twin: Twin, config: ResolvedConfig, clipped: Tensors, batch: int, de
         else:
             horizon = factor * sum(_rate(config, batch + ahead) for ahead in range(1, config.delay + 1))
             lead = s.lead if correction.has_lead else 0.0
-            update = reference.delayed_adamw(w, g, m1, v1, batch + 1, constants, lead, horizon)
+            update = reference.delayed_adamw(w, g, m1, v1, batch + 1, constants, lead, horizon, s.forecast_lead)
             weights, new_m, new_v = update.weights, update.m, update.v
             version |= update.forecast if twin.forecasts else weights
         made, m, v = made | weights, m | new_m, v | new_v
