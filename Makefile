@@ -92,9 +92,10 @@ sample: $(INSTALLED) ## Generate text from the newest run that has a checkpoint,
 doctor: $(INSTALLED) ## Report on this machine and the choices that follow from it
 	$(BIN)/threadloom doctor $(ARGS)
 
+# Three processes on two cores: tests of commands wait for processes of their own, which leaves a quarter of two idle.
 .PHONY: test
-test: $(INSTALLED) ## Run the tests in two processes (minutes; ARGS='-n 0 -k name' selects some, in one)
-	$(BIN)/python -m pytest -n 2 $(ARGS)
+test: $(INSTALLED) ## Run the tests in three processes (minutes; ARGS='-n 0 -k name' selects some, in one)
+	$(BIN)/python -m pytest -n 3 $(ARGS)
 
 .PHONY: test-torch
 test-torch: $(PEERS) ## Run the tests that compare with PyTorch, transformers and PEFT
