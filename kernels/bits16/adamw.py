@@ -16,10 +16,10 @@ from threadloom.kernels.common import (
     AdamWStep,
     DelayedAdamWFactors,
     DelayedAdamWStep,
-    adamw_direction,
-    adamw_directions,
     adamw_element,
     adamw_factors,
+    adamw_forecast_element,
+    adamw_lead_element,
     delayed_adamw_factors,
 )
 from threadloom.kernels.compiling import JIT_ENABLED, Floats, jit_strict_fp
@@ -135,14 +135,12 @@ def _lead_row(
 ) -> None:
     if weights.ctypes.data == new_weights.ctypes.data:
         for i in range(weights.shape[0]):
-            d, m[i], v[i] = adamw_direction(gradient[i], m[i], v[i], f)
-            new = weights[i] * f.keep - f.lr * d
+            new, m[i], v[i] = adamw_lead_element(weights[i], gradient[i], m[i], v[i], f)
             weights[i] = new
             keep_rounded(buffer, row, i, new)
     else:
         for i in range(weights.shape[0]):
-            d, m[i], v[i] = adamw_direction(gradient[i], m[i], v[i], f)
-            new = weights[i] * f.keep - f.lr * d
+            new, m[i], v[i] = adamw_lead_element(weights[i], gradient[i], m[i], v[i], f)
             new_weights[i] = new
             keep_rounded(buffer, row, i, new)
 
@@ -185,10 +183,7 @@ def _forecast_row(
     row: int,
 ) -> None:
     for i in range(weights.shape[0]):
-        d, e, m[i], v[i] = adamw_directions(gradient[i], m[i], v[i], f)
-        new = weights[i] * f.keep - f.lr * d
-        weights[i] = new
-        ahead = new - f.horizon * e
+        weights[i], ahead, m[i], v[i] = adamw_forecast_element(weights[i], gradient[i], m[i], v[i], f)
         forecast[i] = ahead
         keep_rounded(buffer, row, i, ahead)
 

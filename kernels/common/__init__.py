@@ -23,9 +23,9 @@ from threadloom.kernels.common.adamw import (
 from threadloom.kernels.common.adamw_delayed import (
     DelayedAdamWFactors as DelayedAdamWFactors,
     DelayedAdamWStep as DelayedAdamWStep,
-    adamw_direction as adamw_direction,
-    adamw_directions as adamw_directions,
+    adamw_forecast_element as adamw_forecast_element,
     adamw_forecast_update as adamw_forecast_update,
+    adamw_lead_element as adamw_lead_element,
     adamw_lead_update as adamw_lead_update,
     delayed_adamw_factors as delayed_adamw_factors,
 )

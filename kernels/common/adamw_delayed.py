@@ -82,26 +82,25 @@ def delayed_adamw_factors(step: DelayedAdamWStep, decay: float) -> DelayedAdamWF
 
 
 @jit_strict_inline
-def adamw_direction(
-    g: np.float32, m: np.float32, v: np.float32, f: DelayedAdamWFactors
+def adamw_lead_element(
+    w: np.float32, g: np.float32, m: np.float32, v: np.float32, f: DelayedAdamWFactors
 ) -> tuple[np.float32, np.float32, np.float32]:
-    """Return the direction d and the new moments of one element."""
+    """Return the new weight and moments of one element."""
     clipped = g * f.clip
     first = f.beta1 * m + f.rest1 * clipped
     second = f.beta2 * v + f.rest2 * (clipped * clipped)
-    return (f.new * first - f.old * m) / (np.sqrt(second) * f.unbias + f.eps), first, second
+    d = (f.new * first - f.old * m) / (np.sqrt(second) * f.unbias + f.eps)
+    return w * f.keep - f.lr * d, first, second
 
 
 @jit_strict_inline
-def adamw_directions(
-    g: np.float32, m: np.float32, v: np.float32, f: DelayedAdamWFactors
+def adamw_forecast_element(
+    w: np.float32, g: np.float32, m: np.float32, v: np.float32, f: DelayedAdamWFactors
 ) -> tuple[np.float32, np.float32, np.float32, np.float32]:
-    """Return the direction d, that of the forecast e, and the new moments of one element."""
-    clipped = g * f.clip
-    first = f.beta1 * m + f.rest1 * clipped
-    second = f.beta2 * v + f.rest2 * (clipped * clipped)
-    size = np.sqrt(second) * f.unbias + f.eps
-    return (f.new * first - f.old * m) / size, (f.forecast_new * first - f.forecast_old * m) / size, first, second
+    """Return the new weight, its forecast and the new moments of one element."""
+    new, first, second = adamw_lead_element(w, g, m, v, f)
+    e = (f.forecast_new * first - f.forecast_old * m) / (np.sqrt(second) * f.unbias + f.eps)
+    return new, new - f.horizon * e, first, second
 
 
 @jit_strict_fp
@@ -111,12 +110,10 @@ def _lead_range(
     """Update a range whose elements all have the same weight decay."""
     if weights.ctypes.data == new_weights.ctypes.data:  # two names of one array would not vectorise
         for i in range(weights.shape[0]):
-            d, m[i], v[i] = adamw_direction(gradient[i], m[i], v[i], f)
-            weights[i] = weights[i] * f.keep - f.lr * d
+            weights[i], m[i], v[i] = adamw_lead_element(weights[i], gradient[i], m[i], v[i], f)
     else:
         for i in range(weights.shape[0]):
-            d, m[i], v[i] = adamw_direction(gradient[i], m[i], v[i], f)
-            new_weights[i] = weights[i] * f.keep - f.lr * d
+            new_weights[i], m[i], v[i] = adamw_lead_element(weights[i], gradient[i], m[i], v[i], f)
 
 
 @jit_strict_fp
@@ -134,10 +131,7 @@ def _forecast_range(
     forecast: Floats, gradient: Floats, m: Floats, v: Floats, weights: Floats, f: DelayedAdamWFactors
 ) -> None:
     for i in range(weights.shape[0]):
-        d, e, m[i], v[i] = adamw_directions(gradient[i], m[i], v[i], f)
-        new = weights[i] * f.keep - f.lr * d
-        weights[i] = new
-        forecast[i] = new - f.horizon * e
+        weights[i], forecast[i], m[i], v[i] = adamw_forecast_element(weights[i], gradient[i], m[i], v[i], f)
 
 
 @jit_strict_fp

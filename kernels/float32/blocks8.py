@@ -120,14 +120,6 @@ def add_blocks8(x: Floats, blocks: Blocks8, out: Floats) -> None:
     _add_panels(x, blocks, out)
 
 
-@jit_kernel
-def write_blocks8(blocks: Blocks8, x: Floats, out: Floats) -> None:
-    """Write ``x @ W`` to `out`: W (I, O), x (I,), out (O,)."""
-    for j in range(out.shape[0]):
-        out[j] = _ZERO
-    _add_panels(x, blocks, out)
-
-
 def _add_panels(x: Floats, blocks: Blocks8, out: Floats) -> None:
     """Add ``x @ W`` to `out`; replaced when it is compiled."""
     column = np.empty_like(x)

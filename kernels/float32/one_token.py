@@ -14,8 +14,8 @@ from numba.extending import overload
 
 from threadloom.kernels.common import HeadCounts
 from threadloom.kernels.compiling import OVERLOAD_OPTIONS, Floats, TokenIds, jit_kernel
-from threadloom.kernels.float32.blocks8 import Blocks8, add_blocks8, copy_blocks8_column, write_blocks8
-from threadloom.kernels.float32.packed_vector import add_packed, copy_packed_column, write_packed
+from threadloom.kernels.float32.blocks8 import Blocks8, add_blocks8, copy_blocks8_column
+from threadloom.kernels.float32.packed_vector import add_packed, copy_packed_column
 from threadloom.kernels.matmul import PackedBits
 from threadloom.kernels.simd import FloatRow, exp32, load_element, row_max, store_element
 
@@ -167,12 +167,19 @@ def prefill_cache(qkv: Floats, first_row: int, length: int, cache: KVCache) -> N
 
 
 @jit_kernel
+def _write_product(weight: Matrix, h: Floats, logits: Floats) -> None:
+    for v in range(logits.shape[0]):
+        logits[v] = _ZERO
+    add_product(h, weight, logits)
+
+
+@jit_kernel
 def _copy_float_row(weight: Floats, number: int, target: Floats) -> None:
     copy(weight[number], target)
 
 
 _ADD: dict[str, Any] = {"float32": _add_rows, "uint32": add_packed, "int8": add_blocks8}
-_WRITE: dict[str, Any] = {"float32": _write_dots, "uint32": write_packed, "int8": write_blocks8}
+_WRITE: dict[str, Any] = {"float32": _write_dots, "uint32": _write_product, "int8": _write_product}
 _COPY: dict[str, Any] = {"float32": _copy_float_row, "uint32": copy_packed_column, "int8": copy_blocks8_column}
 
 

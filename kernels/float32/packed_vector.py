@@ -51,14 +51,6 @@ def add_packed(x: Floats, weight: PackedBits, out: Floats) -> None:
 
 
 @jit_kernel
-def write_packed(weight: PackedBits, x: Floats, out: Floats) -> None:
-    """Write ``x @ W`` to `out`: `weight` the packed W (I, O), x (I,), out (O,)."""
-    for j in range(out.shape[0]):
-        out[j] = _ZERO
-    _add_panels(x, weight, out)
-
-
-@jit_kernel
 def copy_packed_column(weight: PackedBits, number: int, target: Floats) -> None:
     """Write column `number` of the packed W (I, O) to `target` (I,)."""
     panel, column = weight[number // PANEL], number % PANEL

@@ -19,8 +19,8 @@ from threadloom.kernels.float32.blocks8 import (
     blocks8_from_float32,
     blocks8_shape,
     copy_blocks8_column,
-    write_blocks8,
 )
+from threadloom.kernels.float32.one_token import write_logits
 from threadloom.kernels.simd import DotPath, dot_path, round_to_bf16, upcast_bf16
 from threadloom.pipeline import Arena
 from threadloom.stages.inference import DecodePrecision, SamplingSettings, generate, stored_weights
@@ -53,7 +53,7 @@ def in_blocks(rows: np.ndarray) -> np.ndarray:
 def products(rows: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return the products of the weights in blocks (O, I) and a vector."""
     found = np.full(len(rows) + 1, 7.0, np.float32)
-    write_blocks8(in_blocks(rows), x, found[:-1])
+    write_logits(in_blocks(rows), x, found[:-1])
     assert found[-1] == 7.0
     return found[:-1]
 
