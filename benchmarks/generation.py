@@ -4,7 +4,7 @@
 
 The model has random weights in one of the `SHAPES`, or is a folder in Hugging Face's layout. Every side first computes
 the logits after the prompt and after one more token, which must agree; then the sides generate the same number of
-tokens in alternating rounds, always the most likely one, and the medians are shown. threadloom decodes in one thread.
+tokens in alternating rounds, always the most likely one, and the medians are shown. `--threads` is that of every side.
 
 llama.cpp (`pip install llama-cpp-python`, which builds it) reads GGUF files that threadloom writes. Their tokenizer is
 that of bytes, since text is neither read nor written here.
@@ -60,12 +60,12 @@ def random_model(folder: Path, geometry: Geometry) -> Path:
     return folder
 
 
-def our_sides(folder: Path) -> Iterator[tuple[str, GenerationSide]]:
+def our_sides(folder: Path, threads: int) -> Iterator[tuple[str, GenerationSide]]:
     """Yield threadloom in each of its formats."""
     geometry, arena = load_model(folder)
     weights = as_weights(geometry, arena)
     for precision in (DecodePrecision.FLOAT32, DecodePrecision.BF16, DecodePrecision.INT8):
-        yield f"threadloom {precision.value}", Ours(weights, geometry, precision)
+        yield f"threadloom {precision.value}", Ours(weights, geometry, precision, threads)
 
 
 def transformers_sides(folder: Path, threads: int) -> Iterator[tuple[str, GenerationSide]]:
@@ -135,12 +135,12 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1, help="of the peers")
+    parser.add_argument("--threads", type=int, default=1, help="of every side")
     options = parser.parse_args()
     peers = options.peer or ["transformers"]
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.model or random_model(Path(temporary) / "model", SHAPES[options.shape])
-        sides = dict(our_sides(folder))
+        sides = dict(our_sides(folder, options.threads))
         if "transformers" in peers:
             sides |= transformers_sides(folder, options.threads)
         if "llama.cpp" in peers:

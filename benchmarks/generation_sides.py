@@ -46,10 +46,10 @@ def greedy_rates(side: GenerationSide, prompt: Sequence[int], tokens: int) -> Ra
 
 
 class Ours:
-    """threadloom, which decodes in one thread. Implements `GenerationSide`."""
+    """threadloom, several threads of which divide a token; a prompt has one. Implements `GenerationSide`."""
 
-    def __init__(self, weights: ModelWeights, geometry: Geometry, precision: DecodePrecision) -> None:
-        self._decoder = Decoder(stored_weights(weights, geometry, precision), geometry)
+    def __init__(self, weights: ModelWeights, geometry: Geometry, precision: DecodePrecision, threads: int) -> None:
+        self._decoder = Decoder(stored_weights(weights, geometry, precision), geometry, threads)
 
     def prefill(self, prompt: Sequence[int]) -> Floats:
         """Process the prompt."""
@@ -61,7 +61,10 @@ class Ours:
 
     def rates(self, prompt: Sequence[int], tokens: int) -> Rates:
         """Measure."""
-        return greedy_rates(self, prompt, tokens)
+        try:
+            return greedy_rates(self, prompt, tokens)
+        finally:
+            self._decoder.close()
 
 
 class Transformers:

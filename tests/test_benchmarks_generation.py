@@ -32,7 +32,7 @@ def test_the_logits_of_our_sides_are_those_of_the_reference(folder: Path) -> Non
     tensors = {name: tensor.astype(np.float64) for name, tensor in arena.items()}
     prompt = [3, 1, 4, 1, 5]
     expected = [reference.next_token_logits(tensors, np.array(ids), TINY.heads) for ids in (prompt, [*prompt, 7])]
-    sides = dict(generation.our_sides(folder))
+    sides = dict(generation.our_sides(folder, 2))
     assert list(sides) == ["threadloom float32", "threadloom bf16", "threadloom int8"]
     for name, side in sides.items():
         found = [side.prefill(prompt).copy(), side.append(7).copy()]
@@ -42,11 +42,11 @@ def test_the_logits_of_our_sides_are_those_of_the_reference(folder: Path) -> Non
 
 def test_a_side_with_other_weights_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     geometry, arena = load_model(folder)
-    sides = {"threadloom float32": Ours(as_weights(geometry, arena), geometry, DecodePrecision.FLOAT32)}
+    sides = {"threadloom float32": Ours(as_weights(geometry, arena), geometry, DecodePrecision.FLOAT32, 1)}
     generation.check(sides, [1, 2, 3])
     _, other = load_model(folder)
     other["wte"][...] *= 1.001
-    sides["other float32"] = Ours(as_weights(geometry, other), geometry, DecodePrecision.FLOAT32)
+    sides["other float32"] = Ours(as_weights(geometry, other), geometry, DecodePrecision.FLOAT32, 1)
     with pytest.raises(SystemExit, match="the logits of other float32 differ"):
         generation.check(sides, [1, 2, 3])
     assert "threadloom float32       logits 0.0e+00" in capsys.readouterr().out

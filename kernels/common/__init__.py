@@ -139,3 +139,4 @@ from threadloom.kernels.common.tensors import (
     LossTerms as LossTerms,
     Weights as Weights,
 )
+from threadloom.kernels.common.token_team import look_for as look_for, meet_soon as meet_soon

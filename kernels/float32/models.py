@@ -36,7 +36,10 @@ ScratchT = TypeVar("ScratchT", contravariant=True)
 
 
 class DecodeKernels(Protocol[WeightsT, ConstantsT, ScratchT]):
-    """Generation with an architecture: a module such as `kernels.float32.decode`."""
+    """Generation with an architecture: a module such as `kernels.float32.decode`.
+
+    Every member of a team calls each of them, and the bits are the same in a team of any size.
+    """
 
     def decode_token(
         self,
@@ -47,11 +50,14 @@ class DecodeKernels(Protocol[WeightsT, ConstantsT, ScratchT]):
         constants: ConstantsT,
         scratch: ScratchT,
         logits: Floats,
+        team: Team,
     ) -> None:
         """Process `token` at `position`, add its keys and values to the cache, and write the next token's logits."""
 
-    def next_logits(self, weights: WeightsT, x: Floats, constants: ConstantsT, h: Floats, logits: Floats) -> None:
-        """Write the logits (V,) that follow `x` (C,), a row that left the last block; `h` (C,) is scratch."""
+    def next_logits(
+        self, weights: WeightsT, x: Floats, constants: ConstantsT, h: Floats, logits: Floats, team: Team
+    ) -> None:
+        """Write the logits (V,) that follow `x` (C,), a row that left the last block; `h` (C,) is the member's."""
 
 
 class TeamKernels(Protocol[WeightsT, ActivationsT, ConstantsT, ScratchT]):

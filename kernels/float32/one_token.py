@@ -4,6 +4,9 @@ A step of generation reads every weight once and is bound by memory; its product
 they are stored. Matrices are in float32, packed as bfloat16 (`kernels.float32.packed_vector`), or in blocks of 8 bits
 (`kernels.float32.blocks8`), and keys and values in float32 or bfloat16: the dtype selects the code when a kernel is
 compiled. Sums are in float32.
+
+A team of threads (`kernels.common.team`) divides a step. A member computes its columns of a product, whole panels of
+32, and its heads of attention. No sum is divided, so the bits are those of one thread.
 """
 
 import math
@@ -12,11 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.extending import overload
 
-from threadloom.kernels.common import HeadCounts
-from threadloom.kernels.compiling import OVERLOAD_OPTIONS, Floats, TokenIds, jit_kernel
+from threadloom.kernels.common import HeadCounts, Part, Team, meet_soon, part_of
+from threadloom.kernels.compiling import (
+    OVERLOAD_OPTIONS,
+    Floats,
+    TokenIds,
+    jit_always_inline,
+    jit_kernel,
+    jit_strict_fp,
+    jit_strict_inline,
+)
 from threadloom.kernels.float32.blocks8 import Blocks8, add_blocks8, copy_blocks8_column
 from threadloom.kernels.float32.packed_vector import add_packed, copy_packed_column
-from threadloom.kernels.matmul import PackedBits
+from threadloom.kernels.matmul import PANEL, PackedBits
 from threadloom.kernels.simd import FloatRow, exp32, load_element, row_max, store_element
 
 Matrix = Floats | PackedBits | Blocks8
@@ -35,16 +46,41 @@ class KVCache(NamedTuple):
     values: FloatRow  # (L, context, K D)
 
 
-@jit_kernel
-def add_product(x: Floats, weight: Matrix, out: Floats) -> None:
-    """Add ``x @ weight`` to `out`: x (I,), weight (I, O), out (O,)."""
-    _add_product(x, weight, out)
+@jit_strict_inline
+def part_of_columns(columns: int, team: Team) -> Part:
+    """Return the member's part of the columns of a matrix: whole panels, but for the last one of the matrix."""
+    panels = part_of(-(-columns // PANEL), team)
+    return Part(min(panels.first * PANEL, columns), min(panels.last * PANEL, columns))
 
 
 @jit_kernel
-def write_logits(weight: Matrix, h: Floats, logits: Floats) -> None:
-    """Write the products of the rows of `weight` (V, C) and `h` (C,) to `logits` (V,)."""
-    _write_logits(weight, h, logits)
+def write_product(x: Floats, weight: Matrix, bias: Floats, out: Floats, team: Team) -> None:
+    """Write the member's columns of ``x @ weight + bias`` to `out`: x (I,), weight (I, O), bias (O,) or (0,), out (O,).
+
+    A bias of length 0 adds nothing.
+    """
+    columns = part_of_columns(out.shape[0], team)
+    target = out[columns.first : columns.last]
+    for j in range(target.shape[0]):
+        target[j] = _ZERO
+    add_to(target, bias[columns.first : columns.last])
+    _add_product(x, weight, columns, target)
+
+
+@jit_kernel
+def add_product(x: Floats, weight: Matrix, bias: Floats, out: Floats, team: Team) -> None:
+    """Add the member's columns of ``x @ weight + bias`` to `out`, as `write_product`."""
+    columns = part_of_columns(out.shape[0], team)
+    target = out[columns.first : columns.last]
+    add_to(target, bias[columns.first : columns.last])
+    _add_product(x, weight, columns, target)
+
+
+@jit_kernel
+def write_logits(weight: Matrix, h: Floats, logits: Floats, team: Team) -> None:
+    """Write the member's part of the products of the rows of `weight` (V, C) and `h` (C,) to `logits` (V,)."""
+    tokens = part_of_columns(logits.shape[0], team)
+    _write_logits(weight, h, tokens, logits[tokens.first : tokens.last])
 
 
 @jit_kernel
@@ -60,31 +96,44 @@ def copy_rows(weight: Matrix, numbers: TokenIds, targets: Floats) -> None:
         _copy_row(weight, numbers[r], targets[r])
 
 
-@jit_kernel
-def _add_rows(x: Floats, weight: FloatRow, out: Floats) -> None:
-    """Eight rows of the weight per pass over `out`."""
-    rows = weight.shape[0]
+@jit_always_inline
+def _plus_product(total: np.float32, a: np.float32, b: np.float32) -> np.float32:
+    return total + a * b
+
+
+@jit_strict_fp  # nothing is reassociated: a column has the same bits in the vector loop and in the rest of it
+def _add_rows(x: Floats, weight: Floats, columns: Part, out: Floats) -> None:
+    """Eight rows of the weight per pass over `out`, which is the columns alone."""
+    j0, j1, rows = columns.first, columns.last, weight.shape[0]
     eight = rows - rows % 8
     for i in range(0, eight, 8):
-        w0, w1, w2, w3 = weight[i], weight[i + 1], weight[i + 2], weight[i + 3]
-        w4, w5, w6, w7 = weight[i + 4], weight[i + 5], weight[i + 6], weight[i + 7]
+        w0, w1, w2, w3 = weight[i][j0:j1], weight[i + 1][j0:j1], weight[i + 2][j0:j1], weight[i + 3][j0:j1]
+        w4, w5, w6, w7 = weight[i + 4][j0:j1], weight[i + 5][j0:j1], weight[i + 6][j0:j1], weight[i + 7][j0:j1]
         x0, x1, x2, x3, x4, x5, x6, x7 = x[i], x[i + 1], x[i + 2], x[i + 3], x[i + 4], x[i + 5], x[i + 6], x[i + 7]
         for j in range(out.shape[0]):
-            low = x0 * load_element(w0, j) + x1 * load_element(w1, j) + x2 * load_element(w2, j)
-            low += x3 * load_element(w3, j)
-            high = x4 * load_element(w4, j) + x5 * load_element(w5, j) + x6 * load_element(w6, j)
-            high += x7 * load_element(w7, j)
+            low = _plus_product(_plus_product(_plus_product(x0 * w0[j], x1, w1[j]), x2, w2[j]), x3, w3[j])
+            high = _plus_product(_plus_product(_plus_product(x4 * w4[j], x5, w5[j]), x6, w6[j]), x7, w7[j])
             out[j] += low + high
     for i in range(eight, rows):
-        row, factor = weight[i], x[i]
+        row, factor = weight[i][j0:j1], x[i]
         for j in range(out.shape[0]):
-            out[j] += factor * load_element(row, j)
+            out[j] = _plus_product(out[j], factor, row[j])
 
 
 @jit_kernel
-def _write_dots(weight: FloatRow, h: Floats, logits: Floats) -> None:
-    for v in range(logits.shape[0]):
-        logits[v] = dot(h, weight[v])
+def _add_packed_columns(x: Floats, weight: PackedBits, columns: Part, out: Floats) -> None:
+    add_packed(x, weight[columns.first // PANEL : -(-columns.last // PANEL)], out)
+
+
+@jit_kernel
+def _add_blocks8_columns(x: Floats, blocks: Blocks8, columns: Part, out: Floats) -> None:
+    add_blocks8(x, blocks[columns.first // PANEL : -(-columns.last // PANEL)], out)
+
+
+@jit_kernel
+def _write_dots(weight: Floats, h: Floats, rows: Part, out: Floats) -> None:
+    for v in range(out.shape[0]):
+        out[v] = dot(h, weight[rows.first + v])
 
 
 @jit_kernel
@@ -104,14 +153,6 @@ def copy(source: FloatRow, target: FloatRow) -> None:
 
 
 @jit_kernel
-def start_product(bias: Floats, out: Floats) -> None:
-    """Write `bias` to `out` (O,), to which `add_product` then adds; zeros if the bias has length 0."""
-    for j in range(out.shape[0]):
-        out[j] = _ZERO
-    add_to(out, bias)
-
-
-@jit_kernel
 def add_to(target: Floats, term: Floats) -> None:
     """Add `term` to `target`, both (I,); a term of length 0 adds nothing."""
     for j in range(term.shape[0]):
@@ -119,58 +160,75 @@ def add_to(target: Floats, term: Floats) -> None:
 
 
 @jit_kernel
-def attend(
-    qkv: Floats, keys: FloatRow, values: FloatRow, count: int, heads: HeadCounts, scores: Floats, out: Floats
+def _attend_head(
+    q: Floats, keys: FloatRow, values: FloatRow, count: int, first: int, scores: Floats, out: Floats
 ) -> None:
-    """Write the attention of one query over the first `count` keys and values to `out` (H D,).
+    """Write the attention of one head of a query (D,) over the first `count` keys and values to `out` (D,).
 
-    `keys` and `values` are (context, K D); the query is the first H D elements of `qkv`.
-    `scores` (context,) is scratch.
+    `keys` and `values` are (context, K D); those of the head are the D columns from `first`.
     """
-    size = out.shape[0] // heads.query
-    group = heads.query // heads.key_value
+    size = q.shape[0]
     scale = np.float32(1.0 / math.sqrt(size))
-    for head in range(heads.query):
-        q0, k0 = head * size, head // group * size
-        q, target = qkv[q0 : q0 + size], out[q0 : q0 + size]
-        for t in range(count):
-            scores[t] = scale * dot(q, keys[t, k0 : k0 + size])
-        largest = row_max(scores, count)
-        total = _ZERO
-        for t in range(count):
-            e = exp32(scores[t] - largest)
-            scores[t] = e
-            total += e
+    for t in range(count):
+        scores[t] = scale * dot(q, keys[t, first : first + size])
+    largest = row_max(scores, count)
+    total = _ZERO
+    for t in range(count):
+        e = exp32(scores[t] - largest)
+        scores[t] = e
+        total += e
+    for j in range(size):
+        out[j] = _ZERO
+    for t in range(count):
+        share, row = scores[t] / total, values[t, first : first + size]
         for j in range(size):
-            target[j] = _ZERO
-        for t in range(count):
-            share, row = scores[t] / total, values[t, k0 : k0 + size]
-            for j in range(size):
-                target[j] += share * load_element(row, j)
+            out[j] += share * load_element(row, j)
 
 
 @jit_kernel
-def append_to_cache(qkv: Floats, cache: KVCache, layer: int, position: int) -> None:
-    """Copy the keys and values of one row of `qkv` ((H + 2K) D,) to a position of the cache."""
-    width = cache.keys.shape[2]
+def attend(
+    qkv: Floats, cache: KVCache, layer: int, position: int, heads: HeadCounts, scores: Floats, out: Floats, team: Team
+) -> None:
+    """Cache the keys and values in `qkv` ((H + 2K) D,) at a position, and write the attention of its query to `out`.
+
+    The query attends to this position and to those before. A member caches its heads of keys and values, and computes
+    its heads of `out` (H D,). `scores` (context,) is scratch of the member.
+    """
+    size = out.shape[0] // heads.query
+    cached = part_of(heads.key_value, team)
+    _append_columns(qkv, cache, layer, position, Part(cached.first * size, cached.last * size))
+    if heads.query != heads.key_value:
+        meet_soon(team)  # a head of keys that several heads of the query share may be that of another member
+    of_member, group = part_of(heads.query, team), heads.query // heads.key_value
+    keys, values, count = cache.keys[layer], cache.values[layer], position + 1
+    for head in range(of_member.first, of_member.last):
+        i, j = head * size, (head + 1) * size
+        _attend_head(qkv[i:j], keys, values, count, head // group * size, scores, out[i:j])
+
+
+@jit_kernel
+def _append_columns(qkv: Floats, cache: KVCache, layer: int, position: int, columns: Part) -> None:
+    """Copy columns of the keys and values of one row of `qkv` ((H + 2K) D,) to a position of the cache."""
+    width, j0, j1 = cache.keys.shape[2], columns.first, columns.last
     first = qkv.shape[0] - 2 * width
-    copy(qkv[first : first + width], cache.keys[layer, position])
-    copy(qkv[first + width :], cache.values[layer, position])
+    copy(qkv[first + j0 : first + j1], cache.keys[layer, position, j0:j1])
+    copy(qkv[first + width + j0 : first + width + j1], cache.values[layer, position, j0:j1])
 
 
 @jit_kernel
 def prefill_cache(qkv: Floats, first_row: int, length: int, cache: KVCache) -> None:
     """Fill positions 0 .. length - 1 of the cache from rows ``first_row ...`` of forward's `qkv` (L, R, (H + 2K) D)."""
+    whole = Part(0, cache.keys.shape[2])
     for n in range(qkv.shape[0]):
         for t in range(length):
-            append_to_cache(qkv[n, first_row + t], cache, n, t)
+            _append_columns(qkv[n, first_row + t], cache, n, t, whole)
 
 
 @jit_kernel
-def _write_product(weight: Matrix, h: Floats, logits: Floats) -> None:
-    for v in range(logits.shape[0]):
-        logits[v] = _ZERO
-    add_product(h, weight, logits)
+def _write_product(weight: Matrix, h: Floats, columns: Part, out: Floats) -> None:
+    for v in range(out.shape[0]):
+        out[v] = _ZERO
+    _add_product(h, weight, columns, out)
 
 
 @jit_kernel
@@ -178,17 +236,18 @@ def _copy_float_row(weight: Floats, number: int, target: Floats) -> None:
     copy(weight[number], target)
 
 
-_ADD: dict[str, Any] = {"float32": _add_rows, "uint32": add_packed, "int8": add_blocks8}
+_ADD: dict[str, Any] = {"float32": _add_rows, "uint32": _add_packed_columns, "int8": _add_blocks8_columns}
 _WRITE: dict[str, Any] = {"float32": _write_dots, "uint32": _write_product, "int8": _write_product}
 _COPY: dict[str, Any] = {"float32": _copy_float_row, "uint32": copy_packed_column, "int8": copy_blocks8_column}
 
 
-def _add_product(x: Floats, weight: Any, out: Floats) -> None:
-    _ADD[str(weight.dtype)](x, weight, out)
+def _add_product(x: Floats, weight: Any, columns: Part, out: Floats) -> None:
+    """Add some columns of ``x @ weight`` to `out`, which is the columns alone."""
+    _ADD[str(weight.dtype)](x, weight, columns, out)
 
 
-def _write_logits(weight: Any, h: Floats, logits: Floats) -> None:
-    _WRITE[str(weight.dtype)](weight, h, logits)
+def _write_logits(weight: Any, h: Floats, rows: Part, out: Floats) -> None:
+    _WRITE[str(weight.dtype)](weight, h, rows, out)
 
 
 def _copy_row(weight: Any, number: int, target: Floats) -> None:
@@ -196,21 +255,21 @@ def _copy_row(weight: Any, number: int, target: Floats) -> None:
 
 
 @overload(_add_product, jit_options=OVERLOAD_OPTIONS)
-def _add_product_compiled(x: Any, weight: Any, out: Any) -> Any:
+def _add_product_compiled(x: Any, weight: Any, columns: Any, out: Any) -> Any:
     kernel = _ADD[str(weight.dtype)]
 
-    def compiled(x: Any, weight: Any, out: Any) -> Any:
-        kernel(x, weight, out)
+    def compiled(x: Any, weight: Any, columns: Any, out: Any) -> Any:
+        kernel(x, weight, columns, out)
 
     return compiled
 
 
 @overload(_write_logits, jit_options=OVERLOAD_OPTIONS)
-def _write_logits_compiled(weight: Any, h: Any, logits: Any) -> Any:
+def _write_logits_compiled(weight: Any, h: Any, rows: Any, out: Any) -> Any:
     kernel = _WRITE[str(weight.dtype)]
 
-    def compiled(weight: Any, h: Any, logits: Any) -> Any:
-        kernel(weight, h, logits)
+    def compiled(weight: Any, h: Any, rows: Any, out: Any) -> Any:
+        kernel(weight, h, rows, out)
 
     return compiled
 

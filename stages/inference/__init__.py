@@ -23,6 +23,7 @@ from threadloom.stages.inference.continuations import (
     likelihoods as likelihoods,
     prefix_token as prefix_token,
 )
+from threadloom.stages.inference.decode_threads import decode_threads as decode_threads
 from threadloom.stages.inference.decoder import Decoder as Decoder, GenerationError as GenerationError
 from threadloom.stages.inference.generation import (
     GenerationLimits as GenerationLimits,

@@ -6,13 +6,16 @@ positions are learned, so a cached key is valid at its own position only and can
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels import Floats, KVCache, TokenIds
+from threadloom.kernels.common import Team
 from threadloom.pipeline import Arena
 from threadloom.stages.config import InputError
+from threadloom.stages.inference.member_threads import MemberThreads
 from threadloom.stages.inference.prompt import process_prompt
 from threadloom.stages.inference.prompt_formats import prompt_layers
 from threadloom.stages.inference.stored_weights import stored_shape
@@ -30,15 +33,20 @@ class Decoder:
     Memory: the cache of 2·L·context·K·D elements, during `prefill` the activations of one layer and, if the weights are
     not in the format that its kernels read, the matrices of one layer. The weights must not change while the decoder is
     in use.
+
+    Several threads may divide the work of each token; the bits do not depend on their number. They are started by the
+    first token, and end when the decoder is closed, or after a fraction of a second without a token.
     """
 
-    def __init__(self, weights: ModelWeights, geometry: Geometry) -> None:
+    def __init__(self, weights: ModelWeights, geometry: Geometry, threads: int = 1) -> None:
         """Make a decoder of weights in float32, or in the format that `stored_weights` has converted them to.
 
-        If they are not in float32, keys and values are cached in bfloat16. Raises `GenerationError` if the weights do
-        not have the shapes of `geometry`.
+        If they are not in float32, keys and values are cached in bfloat16. `threads` includes the caller's. Raises
+        `GenerationError` if the weights do not have the shapes of `geometry`, or if there is no thread.
         """
         _check_weights(weights, geometry)
+        if threads < 1:
+            raise GenerationError("threads", expected="a number of at least 1", got=str(threads))
         n, t, width = geometry.layers, geometry.context, geometry.key_value_width
         self._layout = layout = layout_of(geometry)
         self._weights = weights
@@ -48,7 +56,8 @@ class Decoder:
         format_of_cache = np.float32 if weights.wte.dtype == np.float32 else np.uint16
         cache = Arena({"keys": (n, t, width), "values": (n, t, width)}, format_of_cache)
         self._cache = KVCache(cache["keys"], cache["values"])
-        self._scratch = layout.decode_scratch(**Arena(layout.decode_scratch_shapes(geometry)))
+        self._threads = MemberThreads(threads)
+        self._scratch = _scratch_of_members(geometry, threads)
         self._logits: Floats = Arena({"logits": (geometry.vocabulary,)})["logits"]
         self._cached: list[int] = []  # tokens in the cache, by position; modified by prefill and append alone
 
@@ -64,7 +73,12 @@ class Decoder:
         """
         recent = checked_ids(ids, self._geometry)[-self._geometry.context :]
         x = process_prompt(self._layers, self._weights, self._geometry, recent, self._cache)
-        self._layout.decode.next_logits(self._weights, x, self._constants, self._scratch.h, self._logits)
+
+        def part(place: Team) -> None:
+            h = self._scratch[place.member].h
+            self._layout.decode.next_logits(self._weights, x, self._constants, h, self._logits, place)
+
+        self._threads.run(part)
         self._cached = recent.tolist()
         return self._logits
 
@@ -78,11 +92,30 @@ class Decoder:
         if self.position == self._geometry.context:
             half = max(self._geometry.context // 2, 1)
             return self.prefill([*self._cached, token][-half:])
-        self._layout.decode.decode_token(
-            self._weights, self._cache, token, self.position, self._constants, self._scratch, self._logits
-        )
+        position = self.position
+
+        def part(place: Team) -> None:
+            scratch = self._scratch[place.member]
+            self._layout.decode.decode_token(
+                self._weights, self._cache, token, position, self._constants, scratch, self._logits, place
+            )
+
+        self._threads.run(part)
         self._cached.append(token)
         return self._logits
+
+    def close(self) -> None:
+        """End the threads; a later token starts them again."""
+        self._threads.close()
+
+
+def _scratch_of_members(geometry: Geometry, members: int) -> list[Any]:
+    """Allocate the scratch of each member of a team, with the arrays that they share."""
+    layout = layout_of(geometry)
+    shapes = layout.decode_scratch_shapes(geometry)
+    own = {name: shape for name, shape in shapes.items() if name not in layout.decode_shared}
+    first = layout.decode_scratch(**Arena(shapes))
+    return [first, *(first._replace(**Arena(own)) for _ in range(members - 1))]
 
 
 def checked_ids(ids: Sequence[int] | NDArray[np.integer], geometry: Geometry) -> TokenIds:

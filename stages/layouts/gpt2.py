@@ -25,6 +25,7 @@ class Gpt2Layout:
     decode = GPT2_DECODE
     decode_matrices: tuple[str, ...] = ("wte", *LORA_MATRICES)
     decode_scratch = DecodeScratch
+    decode_shared = frozenset({"x", "qkv", "attn", "fc"})
 
     def constants(self, geometry: Geometry) -> Any:
         """Return the number of heads and the numbers of adapters."""
@@ -71,7 +72,7 @@ class Gpt2Layout:
         """Return the shape of every field of `kernels.DecodeScratch`."""
         c, f = geometry.channels, geometry.hidden
         return {
-            "x": (c,), "h": (c,), "qkv": (3 * c,), "attn": (c,), "fc": (f,), "gelu": (f,),
+            "x": (c,), "qkv": (3 * c,), "attn": (c,), "fc": (f,), "h": (c,), "gelu": (f,),
             "scores": (geometry.context,),
         }  # fmt: skip
 

@@ -34,6 +34,8 @@ class Layout(Protocol[GeometryT]):
     """The fields that generation may read in another number format: all matrices of size."""
     decode_scratch: type[Any]
     """The tuple of the scratch of generation."""
+    decode_shared: frozenset[str]
+    """Its fields that the members of a team share; each has the others for itself."""
 
     def constants(self, geometry: GeometryT) -> Any:
         """Return the numbers that are not trained, as the model kernels of every number format take them."""

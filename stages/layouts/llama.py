@@ -32,6 +32,7 @@ class LlamaLayout:
     decode = LLAMA_DECODE
     decode_matrices: tuple[str, ...] = ("wte", "head", *LORA_MATRICES)
     decode_scratch = LlamaDecodeScratch
+    decode_shared = frozenset({"x", "qkv", "attn", "gate_up"})
 
     def constants(self, geometry: LlamaGeometry) -> LlamaConstants:
         """Return heads, epsilon, the angles of rotary positions, the layers that have them, and those of adapters."""
@@ -83,11 +84,12 @@ class LlamaLayout:
         g = geometry
         return {
             "x": (g.channels,),
-            "h": (g.channels,),
-            "qkv": (1, g.qkv_width),
-            "qk_raw": (1, g.normed_width),
+            "qkv": (g.qkv_width,),
             "attn": (g.attn_width,),
             "gate_up": (1, 2 * g.hidden),
+            "h": (g.channels,),
+            "heads": (1, g.qkv_width),
+            "qk_raw": (1, g.normed_width),
             "gated": (1, g.hidden),
             "scores": (g.context,),
         }

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from tests import reference
 from tests.reference import Array, Ids, LoraSizes, Tensors
 from threadloom.kernels.common.documents import NO_BORDERS
+from threadloom.kernels.common.team import Team, make_team
 from threadloom.kernels.common.tensors import (
     ATTENTION_TILE,
     NO_RATES,
@@ -310,13 +311,18 @@ def make_decode_scratch(sizes: Sizes, memory: Guarded) -> DecodeScratch:
     c = sizes.channels
     return DecodeScratch(
         x=memory.empty(c),
-        h=memory.empty(c),
         qkv=memory.empty(3 * c),
         attn=memory.empty(c),
         fc=memory.empty(4 * c),
+        h=memory.empty(c),
         gelu=memory.empty(4 * c),
         scores=memory.empty(sizes.context),
     )
+
+
+def alone() -> Team:
+    """Return the place of the only member of a team, for a step of generation."""
+    return make_team(1, 0, np.zeros(1, np.int64))[0]
 
 
 def flat_ids(ids: Ids) -> TokenIds:

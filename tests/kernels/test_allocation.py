@@ -10,7 +10,7 @@ from tests.kernels.float32.test_llama_decode import decode_memory
 from tests.kernels.llama_model import LlamaFloat32
 from tests.kernels.llama_support import CASES
 from tests.kernels.model import Model
-from tests.kernels.support import Sizes, flat_ids, make_cache, make_decode_scratch
+from tests.kernels.support import Sizes, alone, flat_ids, make_cache, make_decode_scratch
 from threadloom.kernels.bits16 import llama as bits16_llama
 from threadloom.kernels.bits16.embedding import token_embedding_forward as bits16_embedding_forward
 from threadloom.kernels.common.accumulation import single_writer
@@ -122,7 +122,7 @@ def test_generation_allocates_nothing() -> None:
         make_decode_scratch(sizes, memory),
         memory.empty(sizes.vocabulary),
     )
-    assert allocations(decode_token, model.weights, cache, 3, 0, sizes.constants, scratch, logits) == 0
+    assert allocations(decode_token, model.weights, cache, 3, 0, sizes.constants, scratch, logits, alone()) == 0
 
 
 def test_generation_with_a_llama_allocates_nothing() -> None:
@@ -130,6 +130,6 @@ def test_generation_with_a_llama_allocates_nothing() -> None:
     model = LlamaFloat32(case, case.sizes.random_tensors(rng))
     cache, scratch, logits = decode_memory(case, model.memory)
     weights, constants = model.weights, case.constants
-    assert allocations(llama_decode.decode_token, weights, cache, 3, 0, constants, scratch, logits) == 0
+    assert allocations(llama_decode.decode_token, weights, cache, 3, 0, constants, scratch, logits, alone()) == 0
     x = np.ones(case.sizes.channels, np.float32)
-    assert allocations(llama_decode.next_logits, weights, x, constants, scratch.h, logits) == 0
+    assert allocations(llama_decode.next_logits, weights, x, constants, scratch.h, logits, alone()) == 0

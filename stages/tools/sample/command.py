@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 @click.option("--precision", type=click.Choice(["float32", "bf16", "int8", "auto"]), default="auto",
               show_default=True,
               help="Format of the weights. auto: bf16 above 8 million weights, otherwise float32.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), default=None,
+              help="Threads that divide the work of a token; the text does not depend on their number.  "
+                   "[default: the cores, fewer for a small model]")  # fmt: skip
 @base_option
 @average_option
 def sample(
@@ -48,6 +51,7 @@ def sample(
     special_tokens: bool,
     seed: int,
     precision: str,
+    threads: int | None,
     **settings: Any,
 ) -> None:
     """Generate text with a trained model.
@@ -66,7 +70,9 @@ def sample(
         special = SpecialTokens.TOKENS if special_tokens else SpecialTokens.TEXT
         chosen = SamplingSettings(**settings)
         weights = DecodePrecision(precision)
-        print_sample(run, text, chosen, limits, seed, special, base, average=average, precision=weights)
+        print_sample(
+            run, text, chosen, limits, seed, special, base, average=average, precision=weights, threads=threads
+        )
         logger.debug("at most {} tokens in {:.2f} s", tokens, time.perf_counter() - begin)
 
 
@@ -81,11 +87,12 @@ def print_sample(
     *,
     average: bool = False,
     precision: "DecodePrecision | None" = None,
+    threads: int | None = None,
 ) -> None:
     """Generate a text and print it as it comes. Without a prompt, it is a new text, or one that begins a line.
 
     `special` is the treatment of special tokens in the prompt; by default they are text. `base` and `average` are as in
-    `Model.open`. `precision` is the number format of the weights, by default float32.
+    `Model.open`. `precision` is the number format of the weights, by default float32. `threads` are as in `generate`.
     """
     from threadloom.stages.config import SpecialTokens
     from threadloom.stages.inference import DecodePrecision, Model, generate_text
@@ -95,7 +102,7 @@ def print_sample(
     prompt_ids = model.prompt(prompt, special or SpecialTokens.TEXT) if prompt else model.default_prompt()
     shown = prompt_ids[len(model.tokenizer.beginning) :]
     beginning = prompt or model.tokenizer.decode(shown)
-    pieces = generate_text(model, prompt_ids, settings, limits, seed)
+    pieces = generate_text(model, prompt_ids, settings, limits, seed, None, threads)
     write_output(beginning if beginning.strip() else "", end="")
     try:
         with float32_settings():

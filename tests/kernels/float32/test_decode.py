@@ -7,7 +7,7 @@ from tests import reference
 from tests.error_bounds import allowed
 from tests.kernels.comparison import assert_close
 from tests.kernels.model import Model
-from tests.kernels.support import Sizes, make_cache, make_decode_scratch
+from tests.kernels.support import Sizes, alone, make_cache, make_decode_scratch
 from tests.reference import Ids, Tensors
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.float32.decode import DecodeScratch, decode_token, next_logits
@@ -49,7 +49,7 @@ def test_token_by_token(sizes: Sizes) -> None:
     expected = reference.forward(model.tensors, ids[None], sizes.heads).logits[0]
     bounds = logits_bounds(model, ids[None], sizes.heads, 0)
     for position, token in enumerate(ids):
-        decode_token(model.weights, cache, int(token), position, sizes.constants, scratch, logits)
+        decode_token(model.weights, cache, int(token), position, sizes.constants, scratch, logits, alone())
         assert_close(logits, expected[position], bounds[str(position)], f"position {position}")
     model.memory.check()
 
@@ -66,11 +66,13 @@ def test_going_on_after_a_prompt_that_forward_took_in(sequence: int) -> None:
     prefill_cache(model.acts.qkv, sequence * sizes.tokens, prompt, cache)
     assert np.isnan(cache.keys[:, prompt:]).all()
     row = sequence * sizes.tokens + prompt - 1
-    next_logits(model.weights, model.acts.x[sizes.layers, row], sizes.constants, scratch.h, logits)
+    next_logits(model.weights, model.acts.x[sizes.layers, row], sizes.constants, scratch.h, logits, alone())
     expected = reference.forward(model.tensors, ids, sizes.heads).logits[sequence]
     bounds = logits_bounds(model, ids, sizes.heads, sequence)
     assert_close(logits, expected[prompt - 1], bounds[str(prompt - 1)], "after the prompt")
     for position in range(prompt, sizes.tokens):
-        decode_token(model.weights, cache, int(ids[sequence, position]), position, sizes.constants, scratch, logits)
+        decode_token(
+            model.weights, cache, int(ids[sequence, position]), position, sizes.constants, scratch, logits, alone()
+        )
         assert_close(logits, expected[position], bounds[str(position)], f"position {position}")
     model.memory.check()

@@ -7,7 +7,7 @@ from tests.error_bounds import with_bounds
 from tests.kernels.comparison import assert_close
 from tests.kernels.llama_model import LlamaFloat32
 from tests.kernels.llama_support import CASES, LlamaCase
-from tests.kernels.support import Guarded
+from tests.kernels.support import Guarded, alone
 from tests.reference import Ids, Tensors, llama as reference
 from threadloom.kernels.compiling.arrays import Floats
 from threadloom.kernels.float32.llama_decode import LlamaDecodeScratch, decode_token, next_logits
@@ -24,9 +24,9 @@ def decode_memory(case: LlamaCase, memory: Guarded) -> tuple[KVCache, LlamaDecod
     s, empty = case.sizes, memory.empty
     shape = (s.layers, case.context, s.kv_heads * s.head_size)
     scratch = LlamaDecodeScratch(
-        x=empty(s.channels), h=empty(s.channels), qkv=empty(1, case.qkv_width), qk_raw=empty(1, case.raw_width),
-        attn=empty(case.attn_width), gate_up=empty(1, 2 * s.mlp_width), gated=empty(1, s.mlp_width),
-        scores=empty(case.context),
+        x=empty(s.channels), qkv=empty(case.qkv_width), attn=empty(case.attn_width),
+        gate_up=empty(1, 2 * s.mlp_width), h=empty(s.channels), heads=empty(1, case.qkv_width),
+        qk_raw=empty(1, case.raw_width), gated=empty(1, s.mlp_width), scores=empty(case.context),
     )  # fmt: skip
     return KVCache(empty(*shape), empty(*shape)), scratch, empty(s.vocabulary)
 
@@ -48,7 +48,7 @@ def test_token_by_token(case: LlamaCase) -> None:
     ids = case.ids(rng)[0]
     expected, bounds = logits_and_bounds(model, ids)
     for position, token in enumerate(ids):
-        decode_token(model.weights, cache, int(token), position, case.constants, scratch, logits)
+        decode_token(model.weights, cache, int(token), position, case.constants, scratch, logits, alone())
         assert_close(logits, expected[str(position)], bounds[str(position)], f"position {position}")
     model.memory.check()
 
@@ -63,11 +63,11 @@ def test_continuing_after_a_prompt_that_forward_processed(case: LlamaCase) -> No
     prefill_cache(model.acts.qkv, sequence * case.tokens, prompt, cache)
     assert np.isnan(cache.keys[:, prompt:]).all()
     row = sequence * case.tokens + prompt - 1
-    next_logits(model.weights, model.acts.x[case.sizes.layers, row], case.constants, scratch.h, logits)
+    next_logits(model.weights, model.acts.x[case.sizes.layers, row], case.constants, scratch.h, logits, alone())
     expected, bounds = logits_and_bounds(model, ids[sequence])
     assert_close(logits, expected[str(prompt - 1)], bounds[str(prompt - 1)], "after the prompt")
     for position in range(prompt, case.tokens):
         token = int(ids[sequence, position])
-        decode_token(model.weights, cache, token, position, case.constants, scratch, logits)
+        decode_token(model.weights, cache, token, position, case.constants, scratch, logits, alone())
         assert_close(logits, expected[str(position)], bounds[str(position)], f"position {position}")
     model.memory.check()

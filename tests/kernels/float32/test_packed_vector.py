@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.error_bounds import gamma
-from tests.kernels.support import Guarded, run_without_compiler
+from tests.kernels.support import Guarded, alone, run_without_compiler
 from threadloom.kernels.float32.one_token import write_logits
 from threadloom.kernels.float32.packed_vector import add_packed, copy_packed_column
 from threadloom.kernels.matmul import Op, PackedBits, pack_float32, packed_shape
@@ -33,7 +33,7 @@ def test_products_with_rounded_weights(sizes: tuple[int, int]) -> None:
     exact, factors = upcast_bf16(round_to_bf16(weight)).astype(np.float64), x.astype(np.float64)
     product, size = factors @ exact, np.abs(factors) @ np.abs(exact)
     written = memory.empty(columns)
-    write_logits(packed(weight), x, written)
+    write_logits(packed(weight), x, written, alone())
     assert (np.abs(written - product) <= gamma(inner + 1) * size).all()
     added = memory.copy(before)
     add_packed(x, packed(weight), added)
@@ -56,8 +56,8 @@ def test_a_column_is_that_of_the_rounded_weights(sizes: tuple[int, int]) -> None
 def test_a_result_does_not_depend_on_the_other_columns() -> None:
     x, weight = matrix(70, 1, 3)[:, 0], matrix(70, 96)
     whole, part = np.empty(96, np.float32), np.empty(32, np.float32)
-    write_logits(packed(weight), x, whole)
-    write_logits(packed(np.ascontiguousarray(weight[:, 32:64])), x, part)
+    write_logits(packed(weight), x, whole, alone())
+    write_logits(packed(np.ascontiguousarray(weight[:, 32:64])), x, part, alone())
     np.testing.assert_array_equal(whole[32:64], part)
 
 

@@ -10,6 +10,7 @@ import pytest
 from tests import reference
 from tests.error_bounds import IN_BF16, with_bounds
 from tests.kernels.comparison import assert_close
+from tests.kernels.support import alone
 from tests.reference import Tensors
 from tests.stages.support import LLAMA, tiny
 from tests.stages.training.oracle import Oracle, oracle_of
@@ -53,7 +54,7 @@ def in_blocks(rows: np.ndarray) -> np.ndarray:
 def products(rows: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Return the products of the weights in blocks (O, I) and a vector."""
     found = np.full(len(rows) + 1, 7.0, np.float32)
-    write_logits(in_blocks(rows), x, found[:-1])
+    write_logits(in_blocks(rows), x, found[:-1], alone())
     assert found[-1] == 7.0
     return found[:-1]
 

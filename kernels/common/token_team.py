@@ -1,0 +1,45 @@
+"""Meetings of the members of a team that divides one token of a generation.
+
+A token has some sixty meetings, some tens of microseconds of work apart. A member that sleeps at one is late for the
+next one: on a machine with other work the system wakes it on the processor of another member. So it looks for longer
+than at a meeting of `kernels.common.team`, and then sleeps between two looks, so that a member that has no processor
+gets one. For the same reason it looks for the next token for a while before its thread sleeps.
+"""
+
+import time
+
+from threadloom.kernels.common.accumulation import Counts, _load, _sleep, _store
+from threadloom.kernels.common.team import Team, meet
+from threadloom.kernels.compiling import JIT_ENABLED, jit_strict_fp
+
+_LOOKS = 300_000  # before the first sleep: some 300 microseconds
+_LOOKS_BETWEEN = 4 * _LOOKS  # tokens: the caller draws the next one in some tenths of a millisecond
+
+if JIT_ENABLED:
+
+    @jit_strict_fp
+    def meet_soon(team: Team) -> None:
+        """Wait until all members have come to this meeting, or the team stops."""
+        stop, wanted = team.stop.ctypes.data, team.counts[team.member, 0] + 1
+        _store(team.counts[team.member].ctypes.data, wanted)
+        for member in range(team.counts.shape[0]):
+            other, looks = team.counts[member].ctypes.data, 0
+            while _load(other) < wanted and _load(stop) == 0:
+                looks += 1
+                if looks > _LOOKS:
+                    _sleep()
+
+    @jit_strict_fp
+    def look_for(count: Counts, wanted: int) -> None:
+        """Wait until a count (1,) is `wanted` at least, for a millisecond or so, without the GIL."""
+        place, looks = count.ctypes.data, 0
+        while _load(place) < wanted and looks < _LOOKS_BETWEEN:
+            looks += 1
+
+else:
+    meet_soon = meet
+
+    def look_for(count: Counts, wanted: int) -> None:
+        """Give other threads a moment if a count (1,) is less than `wanted`."""
+        if count[0] < wanted:
+            time.sleep(0.0)
