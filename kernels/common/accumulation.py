@@ -11,31 +11,22 @@ started earlier and increments its count, or the thread that stops the run sets 
 """
 
 import time
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
-from numpy.typing import NDArray
 
+from threadloom.kernels.common.waiting import PAUSE, Counts, load_acquire, pause, store_release
 from threadloom.kernels.compiling import JIT_ENABLED, jit_strict_fp, jit_strict_inline
-
-Counts = NDArray[np.int64]
-"""Counts of finished parts, (1,); they grow over all batches of a run."""
 
 HEAD_SLICE = 4096
 """Rows of the embedding per part: a multiple of the GEMM's block, some milliseconds of work."""
-_PAUSE = 50  # microseconds; a part takes from tens of microseconds to tens of milliseconds
-_INT64 = ir.IntType(64)
 _ALL_PARTS = np.iinfo(np.int64).max
 
 
 class AccumulationTicket(NamedTuple):
     """Ordering ticket of one micro-batch, which adds its gradients after its predecessor; all arrays are (1,)."""
 
-    predecessor_count: Counts  # parts finished by the predecessor
+    predecessor_count: Counts  # parts finished by the predecessor; it grows over all batches of a run
     done_count: Counts  # parts finished by this micro-batch; written by its thread alone
     stop: Counts  # if not 0, nobody waits, and the results are discarded
     base: int  # value of both counts at the start of the batch
@@ -65,61 +56,26 @@ def mlp_part(vocabulary: int, layers: int, n: int) -> int:
     return last_head_part(vocabulary) + 1 + 2 * (layers - 1 - n)
 
 
-@intrinsic
-def _load(typing_context: Any, address: types.Integer) -> Any:
-    """Load a count with acquire ordering: everything written before the count is visible afterwards."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.load_atomic(builder.inttoptr(arguments[0], _INT64.as_pointer()), "acquire", 8)
-
-    return types.int64(address), generate
-
-
-@intrinsic
-def _store(typing_context: Any, address: types.Integer, value: types.Integer) -> Any:
-    """Store a count with release ordering, after all earlier writes."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        place = builder.inttoptr(arguments[0], _INT64.as_pointer())
-        builder.store_atomic(arguments[1], place, "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(address, types.int64), generate
-
-
-@intrinsic
-def _sleep(typing_context: Any) -> Any:
-    """Sleep for `_PAUSE` (POSIX usleep)."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        number = ir.IntType(32)
-        function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(number, [number]), "usleep")
-        builder.call(function, [ir.Constant(number, _PAUSE)])
-        return context.get_dummy_value()
-
-    return types.void(), generate
-
-
 if JIT_ENABLED:
 
     @jit_strict_fp
     def wait_for_predecessor(ticket: AccumulationTicket, part: int) -> None:
         """Wait until this micro-batch may add to the gradients of `part`: its predecessor has, or the run stops."""
         predecessor_count, stop = ticket.predecessor_count.ctypes.data, ticket.stop.ctypes.data
-        while _load(predecessor_count) <= ticket.base + part and _load(stop) == 0:
-            _sleep()
+        while load_acquire(predecessor_count) <= ticket.base + part and load_acquire(stop) == 0:
+            pause()
 
     @jit_strict_fp
     def mark_part_done(ticket: AccumulationTicket, part: int) -> None:
         """Record that this micro-batch has added to the gradients of `part`."""
-        _store(ticket.done_count.ctypes.data, ticket.base + part + 1)
+        store_release(ticket.done_count.ctypes.data, ticket.base + part + 1)
 
 else:
 
     def wait_for_predecessor(ticket: AccumulationTicket, part: int) -> None:
         """Wait until this micro-batch may add to the gradients of `part`: its predecessor has, or the run stops."""
         while ticket.predecessor_count[0] <= ticket.base + part and ticket.stop[0] == 0:
-            time.sleep(_PAUSE * 1e-6)
+            time.sleep(PAUSE * 1e-6)
 
     def mark_part_done(ticket: AccumulationTicket, part: int) -> None:
         """Record that this micro-batch has added to the gradients of `part`."""

@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.common.accumulation import Counts, _load, _sleep, _store
+from threadloom.kernels.common.waiting import PAUSE, Counts, load_acquire, pause, store_release
 from threadloom.kernels.compiling import JIT_ENABLED, jit_strict_fp, jit_strict_inline
 
 _CACHE_LINE = 8  # int64 elements
 _LOOKS = 20_000  # before the first sleep: some 20 microseconds
-_PAUSE_SECONDS = 50e-6
 
 
 class Team(NamedTuple):
@@ -59,13 +58,13 @@ if JIT_ENABLED:
         """Wait until all members have come to this meeting, or the team stops."""
         stop = team.stop.ctypes.data
         wanted = team.counts[team.member, 0] + 1
-        _store(team.counts[team.member].ctypes.data, wanted)
+        store_release(team.counts[team.member].ctypes.data, wanted)
         for member in range(team.counts.shape[0]):
             other, looks = team.counts[member].ctypes.data, 0
-            while _load(other) < wanted and _load(stop) == 0:
+            while load_acquire(other) < wanted and load_acquire(stop) == 0:
                 looks += 1
                 if looks > _LOOKS:
-                    _sleep()
+                    pause()
 
 else:
 
@@ -74,4 +73,4 @@ else:
         team.counts[team.member, 0] += 1
         wanted = team.counts[team.member, 0]
         while (team.counts[:, 0] < wanted).any() and team.stop[0] == 0:
-            time.sleep(_PAUSE_SECONDS)
+            time.sleep(PAUSE * 1e-6)
