@@ -8,8 +8,8 @@ gets one. For the same reason it looks for the next token for a while before its
 
 import time
 
-from threadloom.kernels.common.accumulation import Counts, _load, _sleep, _store
 from threadloom.kernels.common.team import Team, meet
+from threadloom.kernels.common.waiting import Counts, load_acquire, pause, store_release
 from threadloom.kernels.compiling import JIT_ENABLED, jit_strict_fp
 
 _LOOKS = 300_000  # before the first sleep: some 300 microseconds
@@ -21,19 +21,19 @@ if JIT_ENABLED:
     def meet_soon(team: Team) -> None:
         """Wait until all members have come to this meeting, or the team stops."""
         stop, wanted = team.stop.ctypes.data, team.counts[team.member, 0] + 1
-        _store(team.counts[team.member].ctypes.data, wanted)
+        store_release(team.counts[team.member].ctypes.data, wanted)
         for member in range(team.counts.shape[0]):
             other, looks = team.counts[member].ctypes.data, 0
-            while _load(other) < wanted and _load(stop) == 0:
+            while load_acquire(other) < wanted and load_acquire(stop) == 0:
                 looks += 1
                 if looks > _LOOKS:
-                    _sleep()
+                    pause()
 
     @jit_strict_fp
     def look_for(count: Counts, wanted: int) -> None:
         """Wait until a count (1,) is `wanted` at least, for a millisecond or so, without the GIL."""
         place, looks = count.ctypes.data, 0
-        while _load(place) < wanted and looks < _LOOKS_BETWEEN:
+        while load_acquire(place) < wanted and looks < _LOOKS_BETWEEN:
             looks += 1
 
 else:
