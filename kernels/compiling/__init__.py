@@ -12,6 +12,7 @@ from threadloom.kernels.compiling.cache_folder import (
     CacheKind as CacheKind,
     write_problem as write_problem,
 )
+from threadloom.kernels.compiling.dispatcher import left_out as left_out
 from threadloom.kernels.compiling.entry import Entry as Entry
 from threadloom.kernels.compiling.jit import (
     JIT_ENABLED as JIT_ENABLED,

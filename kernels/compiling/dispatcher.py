@@ -33,6 +33,8 @@ class KernelDispatcher(CPUDispatcher):  # type: ignore[misc]  # Numba has no typ
 
     _depth = 0
     """Number of kernels being compiled, each a callee of the one before. Protected by Numba's lock of its compiler."""
+    _left_out: frozenset[str] = frozenset()
+    """Names of kernels that a call does not compile; written by `left_out` alone."""
 
     def __init__(
         self,
@@ -61,6 +63,12 @@ class KernelDispatcher(CPUDispatcher):  # type: ignore[misc]  # Numba has no typ
             finally:
                 KernelDispatcher._depth -= 1
 
+    def _compile_for_args(self, *args: Any, **kws: Any) -> Any:
+        """Return the function to call, for arguments of types for which this process has no machine code yet."""
+        if self.py_func.__name__ in KernelDispatcher._left_out:
+            return _return_zero
+        return super()._compile_for_args(*args, **kws)
+
     def enable_entry(self) -> None:
         """Build the wrapper for callers in C, too, whenever the kernel is compiled."""
         self._compiler.has_entry = True
@@ -82,6 +90,24 @@ class KernelDispatcher(CPUDispatcher):  # type: ignore[misc]  # Numba has no typ
         key = object()
         self.targetctx.insert_user_function(key, cres.fndesc, [cres.library])
         self.overloads[tuple(cres.signature.args)] = cres._replace(entry_point=key)
+
+
+@contextmanager
+def left_out(*names: str) -> Iterator[None]:
+    """Let calls from Python of kernels with these names do nothing and return zero, unless they are compiled already.
+
+    For compiling a part of a program's kernels; while no other thread calls kernels.
+    """
+    before = KernelDispatcher._left_out
+    KernelDispatcher._left_out = before | set(names)
+    try:
+        yield
+    finally:
+        KernelDispatcher._left_out = before
+
+
+def _return_zero(*_: object) -> float:
+    return 0.0
 
 
 class _KernelCompiler(_FunctionCompiler):  # type: ignore[misc]

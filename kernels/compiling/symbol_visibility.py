@@ -21,9 +21,10 @@ from llvmlite.binding import Linkage
 from numba.core.codegen import JITCodeLibrary
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 from numba.core.compiler_machinery import AnalysisPass, register_pass
-from numba.core.typed_passes import AnnotateTypes
+from numba.core.typed_passes import AnnotateTypes, NativeLowering
 
 from threadloom.kernels.compiling.float_environment import TESTED_NUMBA, KernelLibrary
+from threadloom.kernels.compiling.lowering import KernelLowering
 
 HOOKS = (
     ("finalize", "_finalize_final_module"),
@@ -82,12 +83,17 @@ class _OwnLibrary(AnalysisPass):  # type: ignore[misc]
 
 
 class PrivateCompiler(CompilerBase):  # type: ignore[misc]
-    """Numba's compiler with a `PrivateLibrary`, or a `CalleeLibrary` where no machine code is wanted."""
+    """Numba's compiler with a `PrivateLibrary`, or a `CalleeLibrary` where no machine code is wanted.
+
+    The intermediate code is translated by `kernels.compiling.lowering`.
+    """
 
     def define_pipelines(self) -> list[Any]:
-        """Return the usual passes and the one that sets the library."""
+        """Return the usual passes, with the one that sets the library, and the package's translation."""
         passes = DefaultPassBuilder.define_nopython_pipeline(self.state)
         passes.add_pass_after(_OwnLibrary, AnnotateTypes)
+        passes.add_pass_after(KernelLowering, NativeLowering)
+        passes.passes = [entry for entry in passes.passes if entry[0] is not NativeLowering]
         passes.finalize()
         return [passes]
 

@@ -11,7 +11,8 @@ float32 of the result::
 
 The steps are a table, `LOADS` and `PRODUCTS`, with two interpreters: one emits the tile instructions; the other, for
 targets without them, emits the same steps on tiles in ordinary memory, so that the schedule and every address are
-tested on any machine.
+tested on any machine. Only tests run it, so it is behind an address and compiled at its first call: kernels of such a
+target contain no more of it than that call.
 
 TDPBF16PS treats subnormal inputs as zero, as VDPBF16PS does.
 """
@@ -23,7 +24,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from threadloom.kernels.compiling import numba_type
+from threadloom.kernels.compiling import Entry, jit_strict_fp, jit_strict_inline, numba_type
 from threadloom.kernels.matmul.operands import MatrixRef
 from threadloom.kernels.simd import FLOAT32, HAS_AMX_BF16, INT8, INT32, INT64, int64, pointer
 
@@ -187,10 +188,6 @@ class _EmulatedTiles:
                 builder.store(total, place)
 
 
-def _machine(builder: Any) -> Any:
-    return _Tiles(builder) if HAS_AMX_BF16 else _EmulatedTiles(builder)
-
-
 @intrinsic
 def configure_tiles(typing_context: Any) -> Any:
     """Configure this thread's tiles; `release_tiles` must follow before the thread leaves the kernel."""
@@ -216,7 +213,7 @@ def release_tiles(typing_context: Any) -> Any:
 
 
 @intrinsic
-def tile_amx(typing_context: Any, a: Any, panel: Any, steps: Any, out: Any, accumulate: Any) -> Any:
+def _tile(typing_context: Any, a: Any, panel: Any, steps: Any, out: Any, accumulate: Any) -> Any:
     """Write the product of 32 rows of `a` and the panel at an address along ``32 * steps`` elements to `out`, 32 x 32.
 
     If `accumulate` is not 0, it is added instead. `a` and `out` are of type `MatrixRef`. The tiles must be
@@ -226,7 +223,7 @@ def tile_amx(typing_context: Any, a: Any, panel: Any, steps: Any, out: Any, accu
     def codegen(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         a_ref, panel, steps, out_ref, accumulate = arguments
         (a, row_bytes), (out, out_bytes) = (cgutils.unpack_tuple(builder, ref, 2) for ref in (a_ref, out_ref))
-        machine = _machine(builder)
+        machine = _Tiles(builder) if HAS_AMX_BF16 else _EmulatedTiles(builder)
         starts, strides = (a, panel), (row_bytes, int64(128))
 
         def place(result: TileResult) -> Any:
@@ -253,3 +250,34 @@ def tile_amx(typing_context: Any, a: Any, panel: Any, steps: Any, out: Any, accu
 
     matrix = numba_type(MatrixRef)
     return types.void(matrix, types.intp, types.intp, matrix, types.intp), codegen
+
+
+class _TileArgs(NamedTuple):
+    """Arguments of `tile_amx`."""
+
+    a: MatrixRef
+    panel: int
+    steps: int
+    out: MatrixRef
+    accumulate: int
+
+
+@jit_strict_fp
+def _run_emulated(p: _TileArgs) -> None:
+    _tile(p.a, p.panel, p.steps, p.out, p.accumulate)
+
+
+@jit_strict_inline
+def _call_emulated(a: MatrixRef, panel: int, steps: int, out: MatrixRef, accumulate: int) -> None:
+    """Do the same as `tile_amx` with emulated tiles."""
+    _call(_TileArgs(a, panel, steps, out, accumulate))
+
+
+_EMULATED = Entry("threadloom_emulated_tile", _run_emulated, _TileArgs, prepares_itself=True)
+_call = _EMULATED.call
+
+tile_amx = _tile if HAS_AMX_BF16 else _call_emulated
+"""Product of 32 rows of A and a panel, added to a block of the result: tile instructions, or a call of emulated ones.
+
+``tile_amx(a, panel, steps, out, accumulate)``, in compiled code only; see `_tile`.
+"""

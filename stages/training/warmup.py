@@ -5,7 +5,9 @@ arguments, not on their sizes, so a model of a few hundred parameters compiles a
 architecture and precision has its own kernels. Loading cached kernels takes a fraction of a second.
 
 Numba compiles one kernel at a time per process. If kernels have to be compiled, a second process compiles the backward
-pass, the largest part, while this one compiles the others; this one then loads the backward pass from the cache.
+pass of the blocks, the largest part, while this one compiles the others; this one then loads it from the cache. For
+that, each process leaves out the kernels of the other one (`kernels.compiling.left_out`). A team's kernels of head and
+blocks are called by several threads at once: all of its backward pass is compiled by the second process.
 """
 
 import subprocess
@@ -18,7 +20,7 @@ from typing import Self
 from loguru import logger
 from numba.core import event
 
-from threadloom.kernels.compiling import CACHE_FOLDER, has_failed_to_save
+from threadloom.kernels.compiling import CACHE_FOLDER, has_failed_to_save, left_out
 from threadloom.pipeline import available_cores
 from threadloom.stages.config import (
     Config,
@@ -47,6 +49,8 @@ INTERVAL = 5.0
 """Seconds between two progress reports."""
 _Kernels = tuple[Precision, ModelArchitecture, int]
 """What decides which kernels a backward pass has; the last is the size of a team."""
+_HEAD, _BLOCKS = "head_backward", "blocks_backward"
+"""Names of the kernels of the backward pass (`kernels.common.MODEL_KERNELS`)."""
 _TINY: Mapping[ModelArchitecture, ModelConfig] = {
     ModelArchitecture.GPT2: Gpt2Config(vocab_size=3, context=4, layers=1, heads=1, channels=8),
     ModelArchitecture.LLAMA: LlamaConfig(vocab_size=3, context=4, layers=1, heads=1, channels=8, mlp_width=8),
@@ -70,18 +74,23 @@ def compile_kernels(
     """
     begin = time.perf_counter()
     with _CompileProgress(on_progress) as progress:
-        step = _TinyStep(
-            precision, architecture, delayed, embedding, team
-        )  # in 16 bits this packs weights, which compiles kernels
-        _compile(step, (precision, architecture, team), on_progress, progress)
+
+        def new_step() -> _TinyStep:
+            return _TinyStep(precision, architecture, delayed, embedding, team)
+
+        _compile(new_step, (precision, architecture, team), on_progress, progress)
     return time.perf_counter() - begin
 
 
 def compile_backward(precision: Precision, architecture: ModelArchitecture, team: int = 1) -> None:
-    """Compile the backward pass alone, in the second process; forward is left out, since only types matter."""
+    """Compile the backward pass of the blocks, in the second process, and for a team also that of the head.
+
+    Forward is left out, since only types matter.
+    """
     step = _TinyStep(precision, architecture, team=team)
     step.embedding()
-    step.backward()
+    with left_out(*(() if team > 1 else (_HEAD,))):
+        step.backward()
 
 
 class _CompileProgress(event.Listener):  # type: ignore[misc]  # Numba has no types
@@ -165,12 +174,17 @@ class _TinyStep:
         for item in self._batch:
             self._training.forward(item)
 
+    def head(self) -> None:
+        """Run the backward pass of the head, and that of the blocks if it is compiled."""
+        with left_out(_BLOCKS):
+            self.backward()
+
     def backward(self) -> None:
         """Run the backward pass of head and blocks."""
         self._gradients.extend(self._training.backward(item) for item in self._batch)
 
     def optimizer(self) -> None:
-        """Reduce, clip, update, publish; `backward` has to come before."""
+        """Reduce, clip, update, publish; `head` or `backward` has to come before."""
         training = self._training
         reduced = [training.reduce(shard) for shard in training.collect(self._gradients)]
         training.clip.acquire(reduced)
@@ -183,7 +197,7 @@ class _TinyStep:
 
 
 def _compile(
-    step: _TinyStep,
+    new_step: Callable[[], _TinyStep],
     kernels: _Kernels,
     on_progress: OnProgress,
     progress: _CompileProgress,
@@ -195,22 +209,30 @@ def _compile(
         if seconds > SLOW:
             on_progress(f"compiled kernels: {name} ({seconds:.1f} s)")
 
+    step = new_step()  # in 16 bits this packs weights, which compiles kernels
     timed("embedding", step.embedding)
     # If embedding had to be compiled, so have the others. The second process hands its kernels over in the cache.
     wanted = progress.compiled > 0 and available_cores() > 1 and CACHE_FOLDER.path is not None
+    is_team = kernels[2] > 1
     with _second_process(kernels, wanted=wanted, on_progress=on_progress) as wait:
         timed("forward", step.forward)
         timed("evaluation", step.evaluation)
-        timed("backward, in a second process", wait)
+        if not is_team:
+            timed("backward of the head", step.head)
+            timed("optimizer", step.optimizer)
+            step = new_step()  # each step runs each stage once
+            step.embedding()
+        timed("backward of the blocks, in a second process", wait)
         timed("backward", step.backward)
-        timed("optimizer", step.optimizer)
+        if is_team:
+            timed("optimizer", step.optimizer)
 
 
 @contextmanager
 def _second_process(
     kernels: _Kernels, *, wanted: bool, on_progress: OnProgress = logger.info
 ) -> Iterator[Callable[[], object]]:
-    """Compile the backward pass in a process that ends with the block; yield a function that waits for it.
+    """Compile the backward pass of the blocks in a process that ends with this context; yield a function that waits.
 
     If the process fails or cannot be started, the kernels that it did not compile are compiled in this process.
     """

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from numba.core import event
 
+from threadloom.kernels.compiling.dispatcher import left_out
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 
 pytestmark = pytest.mark.skipif(not JIT_ENABLED, reason="there is no compiled code")
@@ -145,6 +146,19 @@ def test_python_may_call_a_callee_later(kernels: Any, compilations: list[str]) -
     assert has_machine_code(kernels.inner)
     assert kernels.middle(X) == float(X @ X) + 1.0
     assert compilations[4:] == ["middle"]  # linked from what there is
+
+
+def test_a_kernel_that_is_left_out_is_neither_compiled_nor_called(kernels: Any, compilations: list[str]) -> None:
+    with left_out("outer"):
+        with left_out("middle"):
+            assert kernels.outer(X) == kernels.middle(X) == 0.0
+        assert kernels.middle(X) == float(X @ X) + 1.0
+        assert kernels.outer(X) == 0.0
+        assert compilations == ["middle", "inner"]
+    assert kernels.outer(X) == 1.0
+    with left_out("outer", "inner"):
+        assert kernels.outer(X) == 1.0, "it is compiled"
+        assert kernels.outer(X[::2]) == 0.0, "it is not compiled for such an array"
 
 
 def test_a_callee_for_other_types_is_compiled_for_those(kernels: Any) -> None:

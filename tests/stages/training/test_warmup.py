@@ -4,6 +4,8 @@ import errno
 import os
 import subprocess
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,6 +13,8 @@ import pytest
 from loguru import logger
 from numba.core import event
 
+from threadloom.kernels import bits16, float32
+from threadloom.kernels.compiling.dispatcher import KernelDispatcher
 from threadloom.kernels.compiling.jit import JIT_ENABLED
 from threadloom.stages.config import DelayCorrection, EmbeddingConfig, ModelArchitecture
 from threadloom.stages.config.settings import Precision
@@ -59,6 +63,47 @@ def test_the_output_projection_that_is_compiled_is_that_of_the_embedding(monkeyp
     compile_kernels(lambda _: None)
     compile_kernels(lambda _: None, embedding=EmbeddingConfig(rank=2))
     assert bands == [(), ((3, 3),)]
+
+
+@pytest.mark.skipif(not JIT_ENABLED, reason="there is nothing to compile")
+@pytest.mark.parametrize(("team", "in_the_second"), [(1, {"head_backward"}), (2, set())])
+def test_each_process_leaves_out_the_kernels_of_the_other(
+    team: int, in_the_second: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[set[str]] = []
+    monkeypatch.setattr(warmup._TinyStep, "backward", lambda _: seen.append(set(KernelDispatcher._left_out)))
+    warmup.compile_backward(Precision.FLOAT32, ModelArchitecture.GPT2, team)
+    warmup._TinyStep(Precision.FLOAT32, ModelArchitecture.GPT2).head()
+    assert seen == [in_the_second, {"blocks_backward"}]
+
+
+def test_the_names_of_the_kernels_that_are_left_out() -> None:
+    for name in (warmup._HEAD, warmup._BLOCKS):
+        for kernels in (float32.GPT2, float32.LLAMA, bits16.GPT2, bits16.LLAMA):
+            assert getattr(kernels, name).__name__ == name
+
+
+@pytest.mark.parametrize(
+    ("team", "steps"),
+    [
+        (1, ["embedding", "forward", "evaluation", "head", "optimizer", "embedding", "wait", "backward"]),
+        (2, ["embedding", "forward", "evaluation", "wait", "backward", "optimizer"]),
+    ],
+)
+def test_all_that_needs_no_kernel_of_the_second_process_comes_before_the_wait_for_it(
+    team: int, steps: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    for name in set(steps) - {"wait"}:
+        monkeypatch.setattr(warmup._TinyStep, name, lambda _, name=name: done.append(name))
+
+    @contextmanager
+    def process(*_: object, **__: object) -> Iterator[Any]:
+        yield lambda: done.append("wait")
+
+    monkeypatch.setattr(warmup, "_second_process", process)
+    compile_kernels(lambda _: None, team=team)
+    assert done == steps
 
 
 BACKWARD = (Precision.BF16, ModelArchitecture.GPT2, 1)
