@@ -76,6 +76,7 @@ from threadloom.kernels.bits16.models import (
     GPT2 as GPT2,
     GPT2_BANDED as GPT2_BANDED,
     GPT2_RESIDUES as GPT2_RESIDUES,
+    GPT2_TEAM as GPT2_TEAM,
     LLAMA as LLAMA,
 )
 from threadloom.kernels.bits16.residue_embedding import residue_embedding_forward as residue_embedding_forward

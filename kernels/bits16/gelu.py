@@ -6,7 +6,8 @@ the constants of its argument, which takes fewer operations, with an error that 
 
 import numpy as np
 
-from threadloom.kernels.compiling import Floats, jit_always_inline, jit_kernel
+from threadloom.kernels.common import Part
+from threadloom.kernels.compiling import Floats, jit_always_inline, jit_inline_body, jit_kernel
 from threadloom.kernels.simd import (
     GELU_CUBIC,
     GELU_CUBIC_LOG2,
@@ -48,33 +49,42 @@ def gelu_forward(x: Bits16, out: Bits16) -> None:
             store_result16(target, j, x_j * _sigmoid(x_j, x_j * x_j))
 
 
-@jit_kernel
+@jit_inline_body
 def gelu_backward(x: Bits16, d: Bits16, out: Bits16, d_bias: Floats, accumulate: bool) -> None:
     """Replace `d`, the gradient of GELU(x), by the gradient of `x`, and recompute GELU(x) into `out`; all (R, F).
 
     The column sums of the new `d` before rounding, which are the gradient of the bias in `x`, are written to `d_bias`
     (F,), or added to it when `accumulate`; they are not computed for a `d_bias` of length 0.
     """
+    gelu_backward_columns(x, d, out, Part(0, x.shape[1]), d_bias, accumulate)
+
+
+@jit_kernel
+def gelu_backward_columns(x: Bits16, d: Bits16, out: Bits16, columns: Part, d_bias: Floats, accumulate: bool) -> None:
+    """Compute some columns of `gelu_backward`."""
+    first, last = columns
     if not d_bias.shape[0]:
-        _without_bias(x, d, out)
+        _without_bias(x, d, out, columns)
         return
+    sums = d_bias[first:last]
     if not accumulate:
-        d_bias.fill(_ZERO)
+        sums.fill(_ZERO)
     for r in range(x.shape[0]):
-        row, gradient, target = x[r], d[r], out[r]
+        row, gradient, target = x[r][first:last], d[r][first:last], out[r][first:last]
         for j in range(row.shape[0]):
             y, derivative = _gelu_and_derivative(load16(row, j))
             store_result16(target, j, y)
             g = load16(gradient, j) * derivative
             store_result16(gradient, j, g)
-            d_bias[j] += g
+            sums[j] += g
 
 
 @jit_kernel
-def _without_bias(x: Bits16, d: Bits16, out: Bits16) -> None:
+def _without_bias(x: Bits16, d: Bits16, out: Bits16, columns: Part) -> None:
     """Do the same without the column sums."""
+    first, last = columns
     for r in range(x.shape[0]):
-        row, gradient, target = x[r], d[r], out[r]
+        row, gradient, target = x[r][first:last], d[r][first:last], out[r][first:last]
         for j in range(row.shape[0]):
             y, derivative = _gelu_and_derivative(load16(row, j))
             store_result16(target, j, y)

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from threadloom.kernels.bits16.norm_rows import normalise_row, scale_row
-from threadloom.kernels.common import Affine, row_statistics
-from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
+from threadloom.kernels.common import Affine, Part, row_statistics
+from threadloom.kernels.compiling import Floats, jit_always_inline, jit_inline_body, jit_kernel, jit_strict_fp
 from threadloom.kernels.simd import Bits16, load16, store16
 
 _ZERO = np.float32(0.0)
@@ -119,3 +119,26 @@ def layernorm_backward(
         for j in range(d.shape[0]):
             target[j] += rstd * (d[j] * weight[j] - mean_g - load16(n, j) * mean_gn)
         _round_and_sum(target, dx16[r], grads.added)
+
+
+@jit_always_inline
+def _plus_product(total: np.float32, a: np.float32, b: np.float32) -> np.float32:
+    return total + a * b
+
+
+@jit_strict_fp  # nothing is reassociated: `_affine_backward` uses the product of an element for its row's sum, too
+def layernorm_backward_columns(d_out: Floats, n: Bits16, columns: Part, d_affine: Affine, accumulate: bool) -> None:
+    """Compute some columns of the gradients of weight and bias, with the bits of `layernorm_backward`.
+
+    `n` are the normalised rows. An array without elements, of a frozen tensor, is not computed.
+    """
+    d_weight, d_bias = d_affine.weight[columns.first : columns.last], d_affine.bias[columns.first : columns.last]
+    if not accumulate:
+        d_weight.fill(_ZERO)
+        d_bias.fill(_ZERO)
+    for r in range(n.shape[0]):
+        row, d = n[r][columns.first : columns.last], d_out[r][columns.first : columns.last]
+        for j in range(d_weight.shape[0]):
+            d_weight[j] = _plus_product(d_weight[j], d[j], load16(row, j))
+        for j in range(d_bias.shape[0]):
+            d_bias[j] += d[j]

@@ -21,6 +21,7 @@ from threadloom.kernels.bits16.tensors import (
     SecondProduct,
     ThreadScratch,
 )
+from threadloom.kernels.common import Part
 from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel, jit_strict_fp
 from threadloom.kernels.matmul import (
     PANEL,
@@ -272,21 +273,29 @@ def transpose_backward_weight(
         linear_backward_weight(x_t, d_out, d_weight, accumulate, upcast)
 
 
-@jit_kernel
+@jit_inline_body
 def linear_backward_bias(d_out: Bits16, d_bias: Floats, accumulate: bool) -> None:
     """Write, or add when `accumulate`, the gradient of the bias, the sum of the rows of `d_out`, to `d_bias` (O,)."""
+    linear_backward_bias_columns(d_out, Part(0, d_bias.shape[0]), d_bias, accumulate)
+
+
+@jit_kernel
+def linear_backward_bias_columns(d_out: Bits16, columns: Part, d_bias: Floats, accumulate: bool) -> None:
+    """Compute some columns of `linear_backward_bias`."""
+    first, last = columns
+    target = d_bias[first:last]
     if not accumulate:
-        for j in range(d_bias.shape[0]):
-            d_bias[j] = 0.0
+        target.fill(0.0)
     four = d_out.shape[0] - d_out.shape[0] % 4
     for r in range(0, four, 4):
-        a, b, c, d = d_out[r], d_out[r + 1], d_out[r + 2], d_out[r + 3]
-        for j in range(d_bias.shape[0]):
-            d_bias[j] += (load16(a, j) + load16(b, j)) + (load16(c, j) + load16(d, j))
+        a, b = d_out[r][first:last], d_out[r + 1][first:last]
+        c, d = d_out[r + 2][first:last], d_out[r + 3][first:last]
+        for j in range(target.shape[0]):
+            target[j] += (load16(a, j) + load16(b, j)) + (load16(c, j) + load16(d, j))
     for r in range(four, d_out.shape[0]):
-        row = d_out[r]
-        for j in range(d_bias.shape[0]):
-            d_bias[j] += load16(row, j)
+        row = d_out[r][first:last]
+        for j in range(target.shape[0]):
+            target[j] += load16(row, j)
 
 
 @jit_inline_body

@@ -92,6 +92,7 @@ from threadloom.kernels.common.protocol import (
     KERNELS as KERNELS,
     MODEL_KERNELS as MODEL_KERNELS,
     ModelKernels as ModelKernels,
+    TeamKernels as TeamKernels,
 )
 from threadloom.kernels.common.reduction import CHUNK as CHUNK, sum_lanes as sum_lanes
 from threadloom.kernels.common.residue_softmax import (

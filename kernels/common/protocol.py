@@ -12,6 +12,7 @@ A further architecture is a module next to `gpt2` in every format: it implements
 from typing import Protocol, TypeVar
 
 from threadloom.kernels.common.accumulation import AccumulationTicket
+from threadloom.kernels.common.team import Team
 from threadloom.kernels.compiling import Floats, TokenIds
 
 ARCHITECTURES = ("gpt2", "gpt2_banded", "gpt2_residues", "llama")
@@ -97,3 +98,45 @@ class ModelKernels(Protocol[WeightsT, ConstantsT, GradientsT, ActivationsT, Scra
 
         Gradients of the head's tensors are written, or added if ``ticket.accumulate``, in the order of `ticket`.
         """
+
+
+class TeamKernels(Protocol[WeightsT, ConstantsT, GradientsT, ActivationsT, ScratchT]):
+    """The passes of an architecture by a team of threads, each of whose members calls all of them.
+
+    They have the bits of `ModelKernels` without a ticket, adapters, dropout in the blocks and terms of the loss.
+    """
+
+    def team_blocks_forward(
+        self, weights: WeightsT, acts: ActivationsT, sequences: int, constants: ConstantsT, team: Team
+    ) -> None:
+        """Compute the member's part of ``blocks_forward``; the scratch of threads in `acts` is its own."""
+
+    def team_head_backward(
+        self,
+        weights: WeightsT,
+        acts: ActivationsT,
+        targets: TokenIds,
+        scale: float,
+        grads: GradientsT,
+        scratch: ScratchT,
+        constants: ConstantsT,
+        accumulate: bool,
+        team: Team,
+    ) -> float:
+        """Compute the member's part of ``head_backward``; return the sum of the cross-entropies of all rows.
+
+        The scratch of threads in `scratch` is the member's own.
+        """
+
+    def team_blocks_backward(
+        self,
+        weights: WeightsT,
+        acts: ActivationsT,
+        grads: GradientsT,
+        scratch: ScratchT,
+        sequences: int,
+        constants: ConstantsT,
+        accumulate: bool,
+        team: Team,
+    ) -> None:
+        """Compute the member's part of ``blocks_backward``, after ``team_head_backward``."""

@@ -64,7 +64,6 @@ from threadloom.kernels.float32.models import (
     LLAMA_DECODE as LLAMA_DECODE,
     LLAMA_TEAM as LLAMA_TEAM,
     DecodeKernels as DecodeKernels,
-    TeamKernels as TeamKernels,
 )
 from threadloom.kernels.float32.one_token import (
     KVCache as KVCache,

@@ -44,7 +44,7 @@ def memory_plan(
         "slots": memory.slot_bytes * config.slots,
         "backward scratch": memory.scratch_bytes * config.max_concurrent_backward,
         "input gradients": _deferred_bytes(config) if config.shared_lanes else 0,
-        "teams": teams_bytes(config),
+        "teams": teams_bytes(config, memory),
         "evaluation": evaluation if evaluates else 0,
         "checkpoint copies": state * (arenas + config.delay) if saves and config.checkpoint.copies else 0,
     }

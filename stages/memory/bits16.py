@@ -237,6 +237,19 @@ class Bits16Memory:
         """Allocate the scratch of one backward pass."""
         return self._layout.scratch(**allocate(self._scratch), thread=self._thread_scratch(self._of_backward))
 
+    @property
+    def member_scratch_bytes(self) -> int:
+        """Size of the scratch of one member of a team."""
+        return specs_bytes(self._of_member) + self._thread_scratch_bytes(self._of_backward)
+
+    def allocate_member_scratch(self) -> Mapping[str, Any]:
+        """Allocate a member's scratch of a thread, a slice of the vocabulary, and sums that nobody reads."""
+        return {**allocate(self._of_member), "thread": self._thread_scratch(self._of_backward)}
+
+    @property
+    def _of_member(self) -> ArraySpecs:
+        return {name: self._scratch[name] for name in ("d_logits_t", "unused") if name in self._scratch}
+
     def _thread_scratch(self, own: ArraySpecs) -> ThreadScratch:
         attention, upcast = allocate(self._attention), allocate(self._upcast)
         return ThreadScratch(AttentionScratch(**attention), Fp16UpcastScratch(**upcast), **allocate(own))

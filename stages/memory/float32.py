@@ -96,6 +96,19 @@ class Float32Memory:
         """Allocate the scratch of one backward pass."""
         return self._layout.scratch(**Arena(self._scratch))
 
+    @property
+    def member_scratch_bytes(self) -> int:
+        """Size of the scratch of one member of a team."""
+        return _bytes(self._of_member)
+
+    def allocate_member_scratch(self) -> Mapping[str, Any]:
+        """Allocate a member's scratch for scores of attention."""
+        return dict(Arena(self._of_member))
+
+    @property
+    def _of_member(self) -> Mapping[str, Shape]:
+        return {"scores": self._scratch["scores"]}
+
 
 def _bytes(shapes: Mapping[str, Shape]) -> int:
     return sum(map(prod, shapes.values())) * _FLOAT_BYTES

@@ -1,6 +1,6 @@
 """The arrays that training in one number format needs for micro-batches of one size: protocol and shared parts."""
 
-from collections.abc import Iterable, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -76,6 +76,13 @@ class PrecisionMemory(Protocol):
 
     def allocate_scratch(self) -> Any:
         """Allocate the scratch of one backward pass: a named tuple of arrays."""
+
+    @property
+    def member_scratch_bytes(self) -> int:
+        """Size of the scratch of `allocate_member_scratch`."""
+
+    def allocate_member_scratch(self) -> Mapping[str, Any]:
+        """Allocate the fields of `allocate_scratch` that every member of a team has for itself."""
 
 
 DROPOUT_KEY_BYTES = 8

@@ -1,15 +1,16 @@
 """The memory of the teams of threads that divide the work of micro-batches (`kernels.common.team`)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels import ATTENTION_TILE, Floats
 from threadloom.kernels.common import Team, make_team
 from threadloom.stages.config import ResolvedConfig
+from threadloom.stages.memory.precision_memory import PrecisionMemory, arrays_bytes
 
-_SCORES_BYTES = 4 * 2 * ATTENTION_TILE  # for each token of the context
 _LOSS_BYTES, _COUNT_BYTES = 8, 64
 
 
@@ -18,28 +19,33 @@ class TeamMemory:
     """What a team needs beside the arrays of the micro-batch, for one micro-batch at a time."""
 
     places: tuple[Team, ...]
-    scores: tuple[Floats, ...]
-    """(2, TILE, context) scratch of every member but the first, which has that of the micro-batch."""
+    scratch: tuple[Mapping[str, Any], ...]
+    """Fields of activations and scratch of every member but the first, which has those of the micro-batch."""
 
     @property
     def nbytes(self) -> int:
         """Bytes of all arrays."""
         shared = self.places[0]
-        return shared.counts.nbytes + shared.losses.nbytes + sum(array.nbytes for array in self.scores)
+        of_members = sum(arrays_bytes(tuple(fields.values())) for fields in self.scratch)
+        return shared.counts.nbytes + shared.losses.nbytes + of_members
 
 
-def allocate_teams(config: ResolvedConfig, stop: NDArray[np.int64]) -> list[TeamMemory]:
-    """Allocate the memory of as many teams as a run may have at work; `stop` ends the waits of all."""
+def allocate_teams(config: ResolvedConfig, memory: PrecisionMemory, stop: NDArray[np.int64]) -> list[TeamMemory]:
+    """Allocate the memory of as many teams as a run may have at work; `stop` ends the waits of all.
+
+    `memory` is that of the run's precision.
+    """
     members, rows = config.threads.team, config.micro_batch * config.model.context
-    shape = (2, ATTENTION_TILE, config.model.context)
     return [
-        TeamMemory(make_team(members, rows, stop), tuple(np.zeros(shape, np.float32) for _ in range(members - 1)))
+        TeamMemory(make_team(members, rows, stop), tuple(memory.allocate_member_scratch() for _ in range(members - 1)))
         for _ in range(config.slots)
     ]
 
 
-def teams_bytes(config: ResolvedConfig) -> int:
+def teams_bytes(config: ResolvedConfig, memory: PrecisionMemory) -> int:
     """Return the bytes of `allocate_teams`; 0 without teams."""
     members, rows = config.threads.team, config.micro_batch * config.model.context
-    scores = (members - 1) * _SCORES_BYTES * config.model.context
-    return config.slots * (scores + rows * _LOSS_BYTES + members * _COUNT_BYTES) if members > 1 else 0
+    if members == 1:
+        return 0
+    scratch = (members - 1) * memory.member_scratch_bytes
+    return config.slots * (scratch + rows * _LOSS_BYTES + members * _COUNT_BYTES)

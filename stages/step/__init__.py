@@ -14,6 +14,7 @@ from threadloom.stages.step.compute import (
     skip_blocks as skip_blocks,
 )
 from threadloom.stages.step.derived_embedding import EmbeddingFactors as EmbeddingFactors
+from threadloom.stages.step.divided_passes import DividedPasses as DividedPasses
 from threadloom.stages.step.dropout import EmbeddingDropout as EmbeddingDropout, block_rates as block_rates
 from threadloom.stages.step.early_stopping import EarlyStopping as EarlyStopping
 from threadloom.stages.step.evaluate import (

@@ -9,16 +9,15 @@ raises the first error, or `Cancelled`.
 """
 
 import threading
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from threadloom.kernels import Floats
 from threadloom.kernels.common import Team
 from threadloom.pipeline import Cancelled, Pool
 from threadloom.stages.config import ResolvedConfig
-from threadloom.stages.memory import TeamMemory, allocate_teams
+from threadloom.stages.memory import PrecisionMemory, TeamMemory, allocate_teams
 
 Result = TypeVar("Result")
 
@@ -27,16 +26,16 @@ class Member(NamedTuple):
     """One thread's place in a team."""
 
     place: Team
-    scores: Floats | None
-    """(2, TILE, context) scratch for scores of attention; None: that of the micro-batch."""
+    scratch: Mapping[str, Any] | None
+    """Its own fields of activations and scratch (`PrecisionMemory`); None: those of the micro-batch."""
 
 
 class Teams:
     """The teams of a run, a resource of it: as many may be at work as there are micro-batches in flight."""
 
-    def __init__(self, config: ResolvedConfig) -> None:
+    def __init__(self, config: ResolvedConfig, memory: PrecisionMemory) -> None:
         self._stop = np.zeros(1, np.int64)  # only ever set to 1
-        self._memory: Pool[TeamMemory] = Pool(allocate_teams(config, self._stop))
+        self._memory: Pool[TeamMemory] = Pool(allocate_teams(config, memory, self._stop))
 
     @property
     def nbytes(self) -> int:
@@ -55,7 +54,7 @@ class Teams:
             self._memory.give_back(memory)
 
     def _together(self, memory: TeamMemory, work: Callable[[Member], Result]) -> Result:
-        first, *others = map(Member, memory.places, (None, *memory.scores))
+        first, *others = map(Member, memory.places, (None, *memory.scratch))
         errors: list[BaseException] = []
 
         def attempt(member: Member) -> Result | None:

@@ -31,6 +31,9 @@ def compute_for(
 
 def divided_compute(config: ResolvedConfig, teams: Teams) -> Compute:
     """Return the arithmetic of forward and backward by teams; `stages.resolve.team` says for which configurations."""
-    return DividedFloat32Compute(
-        config.geometry(), config.micro_batch, teams, borders=config.bordered, dropout=config.dropout
-    )
+    geometry, sequences, borders, dropout = config.geometry(), config.micro_batch, config.bordered, config.dropout
+    if config.precision is Precision.FLOAT32:
+        return DividedFloat32Compute(geometry, sequences, teams, borders=borders, dropout=dropout)
+    from threadloom.stages.step.bits16 import DividedBf16Compute
+
+    return DividedBf16Compute(geometry, sequences, teams, recompute=config.recompute, borders=borders, dropout=dropout)

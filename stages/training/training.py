@@ -151,7 +151,7 @@ class Training:
         self.gradient = Gradient(self.lanes, config.delay)
         self.slots = Pool([memory.allocate_slot() for _ in range(config.slots)])
         self.scratch = Pool([memory.allocate_scratch() for _ in range(config.max_concurrent_backward)])
-        self.teams = Teams(config) if config.threads.team > 1 else None
+        self.teams = Teams(config, memory) if config.threads.team > 1 else None
         divided = divided_compute(config, self.teams) if self.teams else self.compute
         self.accumulation: OrderedAccumulation | None = None
         if config.shared_lanes:

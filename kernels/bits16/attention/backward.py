@@ -43,6 +43,7 @@ from threadloom.kernels.common import (
     Dropout,
     ElementNumbers,
     HeadCounts,
+    Part,
     document_end,
     dropout_tile,
     head_dropout,
@@ -302,10 +303,11 @@ def backward_bf16(
     acts: AttentionActivations,
     sequences: int,
     heads: HeadCounts,
+    part: Part,
     d_qkv: BF16Bits,
     scratch: AttentionScratch,
 ) -> None:
-    """See `kernels.bits16.attention.layer.attention_backward`."""
+    """See `kernels.bits16.attention.layer.attention_heads_backward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     path = read_dot_path()
     if path == DotPath.AMX:
@@ -315,11 +317,11 @@ def backward_bf16(
     buffers = _buffers(scratch, heads.query // heads.key_value)
     begin = 0
     while begin < out.shape[0]:
-        shape = head_shape(out, document_end(begin, whole, acts.starts) - begin, heads)
+        shape = head_shape(out, document_end(begin, whole, acts.starts) - begin, heads, part)
         end, panels = begin + shape.length, (shape.length + PANEL - 1) // PANEL
         q_columns, d_o_columns = scratch.columns[0, :panels], scratch.columns[1, :panels]
         o_columns, k_transposed = scratch.columns[2, :panels], scratch.k_transposed[:, : shape.length]
-        for h in range(heads.query):
+        for h in range(part.first, part.last):
             index = HeadIndex(begin, h)
             head = _head_refs(qkv, out, d_out, d_qkv, shape, index)
             ahead = _head_refs(qkv, out, d_out, d_qkv, shape, next_head(index, shape))

@@ -30,6 +30,7 @@ from threadloom.kernels.common import (
     AttentionActivations,
     ElementNumbers,
     HeadCounts,
+    Part,
     document_end,
     dropout_tile,
     head_dropout,
@@ -128,8 +129,10 @@ def _normalise(
 
 
 @jit_strict_fp
-def forward_bf16(acts: AttentionActivations, sequences: int, heads: HeadCounts, scratch: AttentionScratch) -> None:
-    """See `kernels.bits16.attention.layer.attention_forward`."""
+def forward_bf16(
+    acts: AttentionActivations, sequences: int, heads: HeadCounts, part: Part, scratch: AttentionScratch
+) -> None:
+    """See `kernels.bits16.attention.layer.attention_heads_forward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     path = read_dot_path()
     if path == DotPath.AMX:
@@ -147,9 +150,9 @@ def forward_bf16(acts: AttentionActivations, sequences: int, heads: HeadCounts, 
     )
     begin = 0
     while begin < out.shape[0]:
-        shape = head_shape(out, document_end(begin, whole, acts.starts) - begin, heads)
+        shape = head_shape(out, document_end(begin, whole, acts.starts) - begin, heads, part)
         k_columns = columns[: (shape.length + PANEL - 1) // PANEL]
-        for h in range(heads.query):
+        for h in range(part.first, part.last):
             index = HeadIndex(begin, h)
             source, ahead = qkv_of(qkv, shape, index), qkv_of(qkv, shape, next_head(index, shape))
             if begins_group(index, shape):

@@ -14,6 +14,7 @@ from threadloom.kernels.common import (
     AttentionActivations,
     ElementNumbers,
     HeadCounts,
+    Part,
     document_end,
     dropout_tile,
     head_dropout,
@@ -77,8 +78,10 @@ def _softmax_backward(
 
 
 @jit_kernel
-def forward_fp16(acts: AttentionActivations, sequences: int, heads: HeadCounts, scratch: AttentionScratch) -> None:
-    """See `kernels.bits16.attention.layer.attention_forward`."""
+def forward_fp16(
+    acts: AttentionActivations, sequences: int, heads: HeadCounts, part: Part, scratch: AttentionScratch
+) -> None:
+    """See `kernels.bits16.attention.layer.attention_heads_forward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     size = out.shape[1] // heads.query
     group = heads.query // heads.key_value
@@ -90,7 +93,7 @@ def forward_fp16(acts: AttentionActivations, sequences: int, heads: HeadCounts, 
     while begin < out.shape[0]:
         length = document_end(begin, whole, acts.starts) - begin
         b, past = begin // whole, begin % whole
-        for head in range(heads.query):
+        for head in range(part.first, part.last):
             q0, k0 = head * size, (heads.query + head // group) * size
             _upcast_head(qkv, begin, q0, length, q)
             if head % group == 0:
@@ -117,10 +120,11 @@ def backward_fp16(
     acts: AttentionActivations,
     sequences: int,
     heads: HeadCounts,
+    part: Part,
     d_qkv: Bits16,
     scratch: AttentionScratch,
 ) -> None:
-    """See `kernels.bits16.attention.layer.attention_backward`."""
+    """See `kernels.bits16.attention.layer.attention_heads_backward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     size = out.shape[1] // heads.query
     group = heads.query // heads.key_value
@@ -134,7 +138,7 @@ def backward_fp16(
         length = document_end(begin, whole, acts.starts) - begin
         b, past = begin // whole, begin % whole
         tiles = (length + ATTENTION_TILE - 1) // ATTENTION_TILE
-        for head in range(heads.query):
+        for head in range(part.first, part.last):
             q0, k0 = head * size, (heads.query + head // group) * size
             v0 = k0 + heads.key_value * size
             beta = 1.0

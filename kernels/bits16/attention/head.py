@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from threadloom.kernels.bits16.attention.rows import prefetch_row
-from threadloom.kernels.common import HeadCounts
+from threadloom.kernels.common import HeadCounts, Part
 from threadloom.kernels.compiling import jit_inline_body, jit_strict_inline
 from threadloom.kernels.matmul import MatrixRef, address_of
 from threadloom.kernels.simd import BF16Bits
@@ -16,6 +16,7 @@ class HeadShape(NamedTuple):
     """Sizes that all heads of a sequence share, or of a document within borders."""
 
     heads: HeadCounts  # per sequence
+    part: Part  # query heads that this thread computes, whole groups
     group: int  # H / K, successive query heads with the same keys and values
     length: int  # rows of a sequence, or of a document
     size: int  # D, columns of a head
@@ -38,18 +39,18 @@ class QkvRef(NamedTuple):
 
 
 @jit_strict_inline
-def head_shape(out: BF16Bits, length: int, heads: HeadCounts) -> HeadShape:
+def head_shape(out: BF16Bits, length: int, heads: HeadCounts, part: Part) -> HeadShape:
     """Return the sizes of the heads of `length` rows of a layer with the output `out` (R, H D)."""
     group = heads.query // heads.key_value
-    return HeadShape(heads, group, length, out.shape[1] // heads.query)
+    return HeadShape(heads, part, group, length, out.shape[1] // heads.query)
 
 
 @jit_strict_inline
 def next_head(index: HeadIndex, shape: HeadShape) -> HeadIndex:
-    """Return the query head after `index`; after the last head of all, it is outside of the matrices."""
-    if index.head + 1 < shape.heads.query:
+    """Return the thread's query head after `index`; after the last of all, it is outside of the matrices."""
+    if index.head + 1 < shape.part.last:
         return HeadIndex(index.begin, index.head + 1)
-    return HeadIndex(index.begin + shape.length, 0)
+    return HeadIndex(index.begin + shape.length, shape.part.first)
 
 
 @jit_strict_inline

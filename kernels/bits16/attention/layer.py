@@ -19,39 +19,67 @@ from threadloom.kernels.bits16.attention.forward import forward_bf16
 from threadloom.kernels.bits16.attention.fp16 import backward_fp16, forward_fp16
 from threadloom.kernels.bits16.attention.numpy_fallback import backward_numpy, forward_numpy
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
-from threadloom.kernels.common import AttentionActivations, HeadCounts
+from threadloom.kernels.common import AttentionActivations, HeadCounts, Part
 from threadloom.kernels.compiling import jit_inline_body
 from threadloom.kernels.simd import Bits16
 
 
 @overload(forward_numpy, inline="always")
-def _forward(acts: Any, sequences: Any, heads: Any, scratch: Any) -> Any:
+def _forward(acts: Any, sequences: Any, heads: Any, part: Any, scratch: Any) -> Any:
     kernel: Any = forward_bf16 if acts[0].dtype == types.uint16 else forward_fp16
 
-    def run(acts: Any, sequences: Any, heads: Any, scratch: Any) -> None:
-        kernel(acts, sequences, heads, scratch)
+    def run(acts: Any, sequences: Any, heads: Any, part: Any, scratch: Any) -> None:
+        kernel(acts, sequences, heads, part, scratch)
 
     return run
 
 
 @overload(backward_numpy, inline="always")
-def _backward(d_out: Any, acts: Any, sequences: Any, heads: Any, d_qkv: Any, scratch: Any) -> Any:
+def _backward(d_out: Any, acts: Any, sequences: Any, heads: Any, part: Any, d_qkv: Any, scratch: Any) -> Any:
     kernel: Any = backward_bf16 if d_out.dtype == types.uint16 else backward_fp16
 
-    def run(d_out: Any, acts: Any, sequences: Any, heads: Any, d_qkv: Any, scratch: Any) -> None:
-        kernel(d_out, acts, sequences, heads, d_qkv, scratch)
+    def run(d_out: Any, acts: Any, sequences: Any, heads: Any, part: Any, d_qkv: Any, scratch: Any) -> None:
+        kernel(d_out, acts, sequences, heads, part, d_qkv, scratch)
 
     return run
 
 
 @jit_inline_body
-def attention_forward(acts: AttentionActivations, sequences: int, heads: HeadCounts, scratch: AttentionScratch) -> None:
-    """Compute ``out`` and ``lse`` of `acts` from its ``qkv``.
+def attention_heads_forward(
+    acts: AttentionActivations, sequences: int, heads: HeadCounts, part: Part, scratch: AttentionScratch
+) -> None:
+    """Compute the columns of ``out`` and the rows of ``lse`` of the query heads in `part`, whole groups, from ``qkv``.
 
     ``out = softmax(q k.T / sqrt(D) + mask) v`` for each query head (Vaswani et al., 2017, equation 1), with the keys
     and values of its group. qkv and out are bits of one 16-bit format.
     """
-    forward_numpy(acts, sequences, heads, scratch)  # compiled code calls the kernel of the format instead
+    forward_numpy(acts, sequences, heads, part, scratch)  # compiled code calls the kernel of the format instead
+
+
+@jit_inline_body
+def attention_forward(acts: AttentionActivations, sequences: int, heads: HeadCounts, scratch: AttentionScratch) -> None:
+    """Compute ``out`` and ``lse`` of `acts` from its ``qkv``: `attention_heads_forward` for all heads."""
+    attention_heads_forward(acts, sequences, heads, Part(0, heads.query), scratch)
+
+
+@jit_inline_body
+def attention_heads_backward(
+    d_out: Bits16,
+    acts: AttentionActivations,
+    sequences: int,
+    heads: HeadCounts,
+    part: Part,
+    d_qkv: Bits16,
+    scratch: AttentionScratch,
+) -> None:
+    """Write the columns of the query heads in `part`, whole groups, of the gradient of ``qkv`` (R, (H + 2K) D).
+
+    They are written to `d_qkv`, given `d_out` (R, H D), the gradient of the output, and so are those of the groups'
+    keys and values. `acts` are those of the forward pass. The gradients of keys and values are float32 sums over the
+    query heads of a group, in ascending order, and are rounded once. All but ``lse`` (float32) are bits of one 16-bit
+    format.
+    """
+    backward_numpy(d_out, acts, sequences, heads, part, d_qkv, scratch)  # as in `attention_heads_forward`
 
 
 @jit_inline_body
@@ -63,9 +91,5 @@ def attention_backward(
     d_qkv: Bits16,
     scratch: AttentionScratch,
 ) -> None:
-    """Write the gradient of ``qkv`` (R, (H + 2K) D) to `d_qkv`, given `d_out` (R, H D), that of the output.
-
-    `acts` are those of the forward pass. The gradients of keys and values are float32 sums over the query heads of a
-    group, in ascending order, and are rounded once. All but ``lse`` (float32) are bits of one 16-bit format.
-    """
-    backward_numpy(d_out, acts, sequences, heads, d_qkv, scratch)  # as in `attention_forward`
+    """Write the gradient of ``qkv`` to `d_qkv`, for all heads: `attention_heads_backward`."""
+    attention_heads_backward(d_out, acts, sequences, heads, Part(0, heads.query), d_qkv, scratch)

@@ -1,4 +1,7 @@
-"""Causal self-attention on 16-bit arrays by NumPy, for runs without the JIT compiler (``NUMBA_DISABLE_JIT=1``)."""
+"""Causal self-attention on 16-bit arrays by NumPy, for runs without the JIT compiler (``NUMBA_DISABLE_JIT=1``).
+
+There are no teams without the compiler: the part of the heads is always all of them.
+"""
 
 import math
 from typing import Any
@@ -12,6 +15,7 @@ from threadloom.kernels.common import (
     DocumentStarts,
     ElementNumbers,
     HeadCounts,
+    Part,
     dropout_tile,
     head_dropout,
     kept_factor,
@@ -81,8 +85,10 @@ def _dropped(p: Floats, acts: AttentionActivations, factor: np.float32) -> Float
     return found
 
 
-def forward_numpy(acts: AttentionActivations, sequences: int, heads: HeadCounts, scratch: AttentionScratch) -> None:
-    """See `kernels.bits16.attention.layer.attention_forward`."""
+def forward_numpy(
+    acts: AttentionActivations, sequences: int, heads: HeadCounts, part: Part, scratch: AttentionScratch
+) -> None:
+    """See `kernels.bits16.attention.layer.attention_heads_forward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     q, k, v = _split_qkv(qkv, sequences, heads)
     scores = _masked_scores(q, k, acts.starts)
@@ -99,10 +105,11 @@ def backward_numpy(
     acts: AttentionActivations,
     sequences: int,
     heads: HeadCounts,
+    part: Part,
     d_qkv: Bits16,
     scratch: AttentionScratch,
 ) -> None:
-    """See `kernels.bits16.attention.layer.attention_backward`."""
+    """See `kernels.bits16.attention.layer.attention_heads_backward`."""
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     q, k, v = _split_qkv(qkv, sequences, heads)
     d_o, o = _split_heads(d_out, sequences, heads.query), _split_heads(out, sequences, heads.query)

@@ -6,3 +6,4 @@ May import: all above.
 """
 
 from threadloom.stages.step.bits16.compute import Bits16Compute as Bits16Compute
+from threadloom.stages.step.bits16.divided import DividedBf16Compute as DividedBf16Compute

@@ -11,6 +11,7 @@ from threadloom.kernels.compiling import JIT_ENABLED
 from threadloom.kernels.float32 import gpt2_team
 from threadloom.pipeline import Cancelled, StageFailure
 from threadloom.stages.config import Config, ConfigError
+from threadloom.stages.memory import Float32Memory
 from threadloom.stages.step import Member, Teams
 
 pytestmark = [
@@ -27,6 +28,7 @@ def members_of(*overrides: str) -> int:
 
 
 LLAMA_PLAIN = (*ONE, "model.qk_norm=false")
+BF16 = ("precision=bf16",)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -57,6 +59,26 @@ def test_nor_does_one_of_a_llama(documents: tuple[str, ...]) -> None:
     _compare(LLAMA, *LLAMA_PLAIN, *documents)
 
 
+@pytest.fixture(scope="module")
+def compiled_bf16() -> None:
+    """Compile the kernels of bfloat16."""
+    for members in (1, 2):
+        run_sequence(build(tiny(*ONE, *BF16, f"threads.team={members}", "steps=1")))
+
+
+@pytest.mark.usefixtures("compiled_bf16")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ("train.freeze=ln*", "dropout.embedding=0.2"),
+        ("batch_size=3", "micro_batch=3", "schedule.context_warmup=2", "schedule.context_start=1", "recompute=true"),
+    ],
+    ids=["frozen", "recomputed documents"],
+)
+def test_nor_does_one_in_bfloat16(settings: tuple[str, ...]) -> None:
+    _compare(TINY, *ONE, *BF16, *settings)
+
+
 def _compare(base: Config, *settings: str) -> None:
     """Compare runs with teams with one without, bit by bit."""
     common = (*settings, "steps=4", "evaluation.interval=2")
@@ -79,12 +101,13 @@ def test_there_is_a_team_where_threads_would_be_idle() -> None:
     assert members_of("batch_size=2", "micro_batch=1", "threads.total=5") == 2
     assert members_of("batch_size=2", "micro_batch=1") == 1, "as many micro-batches as threads"
     assert members_of(*ONE, "delay=1") == 1, "the passes of two batches are at work"
+    assert members_of(*ONE, *BF16) == members_of(*ONE, *BF16, "gemm_backend=blas") == 2
 
 
 @pytest.mark.parametrize(
     "setting",
-    ["precision=bf16x3", "gemm_backend=blas", "lora.rank=2", "dropout.residual=0.1", "loss.z_loss=1e-4",
-     "shared_lanes=true", "embedding.rank=2"],
+    ["precision=bf16x3", "precision=fp16", "gemm_backend=blas", "lora.rank=2", "dropout.residual=0.1",
+     "loss.z_loss=1e-4", "shared_lanes=true", "embedding.rank=2"],
 )  # fmt: skip
 def test_what_has_no_kernels_of_teams_is_not_divided(setting: str) -> None:
     assert members_of(*ONE, setting) == 1
@@ -94,11 +117,17 @@ def test_what_has_no_kernels_of_teams_is_not_divided(setting: str) -> None:
 
 def test_a_llama_with_norms_of_heads_is_not_divided() -> None:
     assert tiny(*ONE, base=LLAMA).threads.team == 1
+    assert tiny(*LLAMA_PLAIN, *BF16, base=LLAMA).threads.team == 1, "nor is one in bfloat16"
     assert tiny(*LLAMA_PLAIN, base=LLAMA).threads.team == 2
 
 
+def teams_of(members: int) -> Teams:
+    config = tiny(*ONE, f"threads.team={members}")
+    return Teams(config, Float32Memory(config.geometry(), config.micro_batch))
+
+
 def test_the_first_error_of_a_member_is_raised_and_ends_the_waits_of_the_others() -> None:
-    teams = Teams(tiny(*ONE, "threads.team=3"))
+    teams = teams_of(3)
 
     def work(member: Member) -> None:
         if member.place.member == 1:
@@ -114,7 +143,7 @@ def test_the_first_error_of_a_member_is_raised_and_ends_the_waits_of_the_others(
 
 
 def test_an_abort_ends_the_wait_for_a_member() -> None:
-    teams, end = Teams(tiny(*ONE, "threads.team=2")), threading.Event()
+    teams, end = teams_of(2), threading.Event()
     waits, raised = threading.Event(), list[type[BaseException]]()
 
     def work(member: Member) -> None:
