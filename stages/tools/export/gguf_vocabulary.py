@@ -24,6 +24,10 @@ _QWEN2 = (
 _PRE_TOKENIZERS = {WORD_PATTERN: "gpt-2", _QWEN2: "qwen2", _QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|"): "llama-bpe"}
 """Regular expression of words → its name in llama.cpp. Ours is that of GPT-2 with a limit on the length of words."""
 
+NO_MERGE = "▁ ▁"
+"""The only merge of a tokenizer that has none: llama.cpp needs one. This character is not one of those that stand for
+the bytes of a text, so it merges nothing."""
+
 
 @dataclass(frozen=True)
 class GgufVocabulary:
@@ -94,7 +98,7 @@ def read_vocabulary(folder: Path, tokenizer: Tokenizer, rows: int) -> GgufVocabu
         pre_tokenizer=_pre_tokenizer(content["pre_tokenizer"]) if byte_level else "default",
         tokens=tokens,
         types=types,
-        merges=[" ".join(pair) for pair in merges],
+        merges=[" ".join(pair) for pair in merges] or [NO_MERGE],
         scores=[-float(ranks.get(token, 0)) for token in tokens],
         end=None if tokenizer.end_of_text is None else tokenizer.end_of_text.id,
         begin=int(beginning[0]) if len(beginning) else None,

@@ -121,6 +121,16 @@ def test_sizes_and_vocabulary_are_read_back(tmp_path: Path) -> None:
     assert value(reader, "tokenizer.chat_template") == "{{ messages }}"
 
 
+def test_a_tokenizer_without_merges_gets_one_that_merges_nothing(tmp_path: Path) -> None:
+    """The package omits an empty list, and llama.cpp refuses a file without merges."""
+    content = json.loads(MADE["qwen"]())
+    known = set("".join(token for token in content["model"]["vocab"] if len(token) == 1))
+    content["model"]["merges"] = []
+    reader = exported(folder_with(tmp_path / "in", json.dumps(content)), tmp_path / "m.gguf", "fp16")
+    (merge,) = value(reader, "tokenizer.ggml.merges")
+    assert not known & set(merge.split(" "))
+
+
 @pytest.mark.parametrize(("name", "expected"), [("smollm", "smollm"), ("neox", "gpt-2"), ("phrases", "default")])
 def test_the_separation_of_words_is_named(tmp_path: Path, name: str, expected: str) -> None:
     (tmp_path / "tokenizer.json").write_text(MADE[name]())
