@@ -5,6 +5,7 @@ its last half (the newest token included) is processed again from position 0 and
 positions are learned, so a cached key is valid at its own position only and cannot be shifted.
 """
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from threadloom.stages.inference.member_threads import MemberThreads
 from threadloom.stages.inference.prompt import process_prompt
 from threadloom.stages.inference.prompt_formats import prompt_layers
 from threadloom.stages.inference.stored_weights import stored_shape
+from threadloom.stages.inference.thread_choice import ThreadChoice
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.models import Geometry, parameter_shapes
 
@@ -34,15 +36,17 @@ class Decoder:
     not in the format that its kernels read, the matrices of one layer. The weights must not change while the decoder is
     in use.
 
-    Several threads may divide the work of each token; the bits do not depend on their number. They are started by the
-    first token, and end when the decoder is closed, or after a fraction of a second without a token.
+    Several threads may divide the work of each token; the bits do not depend on their number. One thread decodes tokens
+    as long as that is faster (`stages.inference.thread_choice`). The threads are started by the first token that they
+    divide, and end when the decoder is closed, or after a fraction of a second without a token.
     """
 
     def __init__(self, weights: ModelWeights, geometry: Geometry, threads: int = 1) -> None:
         """Make a decoder of weights in float32, or in the format that `stored_weights` has converted them to.
 
-        If they are not in float32, keys and values are cached in bfloat16. `threads` includes the caller's. Raises
-        `GenerationError` if the weights do not have the shapes of `geometry`, or if there is no thread.
+        If they are not in float32, keys and values are cached in bfloat16. `threads` is the largest number of threads,
+        the caller's included. Raises `GenerationError` if the weights do not have the shapes of `geometry`, or if there
+        is no thread.
         """
         _check_weights(weights, geometry)
         if threads < 1:
@@ -56,7 +60,7 @@ class Decoder:
         format_of_cache = np.float32 if weights.wte.dtype == np.float32 else np.uint16
         cache = Arena({"keys": (n, t, width), "values": (n, t, width)}, format_of_cache)
         self._cache = KVCache(cache["keys"], cache["values"])
-        self._threads = MemberThreads(threads)
+        self._threads, self._choice = MemberThreads(threads), ThreadChoice(threads)
         self._scratch = _scratch_of_members(geometry, threads)
         self._logits: Floats = Arena({"logits": (geometry.vocabulary,)})["logits"]
         self._cached: list[int] = []  # tokens in the cache, by position; modified by prefill and append alone
@@ -78,7 +82,7 @@ class Decoder:
             h = self._scratch[place.member].h
             self._layout.decode.next_logits(self._weights, x, self._constants, h, self._logits, place)
 
-        self._threads.run(part)
+        self._threads.run(part, self._choice.threads)
         self._cached = recent.tolist()
         return self._logits
 
@@ -100,7 +104,9 @@ class Decoder:
                 self._weights, self._cache, token, position, self._constants, scratch, self._logits, place
             )
 
-        self._threads.run(part)
+        begin = time.perf_counter()
+        self._threads.run(part, self._choice.threads)
+        self._choice.record(time.perf_counter() - begin)
         self._cached.append(token)
         return self._logits
 

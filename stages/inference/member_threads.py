@@ -32,12 +32,12 @@ class MemberThreads:
         self._alone = make_team(1, 0, np.zeros(1, np.int64))[0]
         self._shift: _Shift | None = None
 
-    def run(self, work: Work) -> None:
-        """Call `work` for all members at the same time; raises the first error of a member.
+    def run(self, work: Work, members: int) -> None:
+        """Call `work` for all members at the same time, or in the caller alone; raises the first error of a member.
 
-        `work` must end with a meeting of all members.
+        `members` is their number, all or 1. `work` must end with a meeting of all of them.
         """
-        if self.members == 1:
+        if members == 1:
             work(self._alone)
             return
         try:

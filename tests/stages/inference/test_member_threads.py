@@ -16,6 +16,7 @@ from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.inference import DecodePrecision, SamplingSettings, decode_threads, generate, stored_weights
 from threadloom.stages.inference.decoder import Decoder, GenerationError
 from threadloom.stages.inference.member_threads import MemberThreads
+from threadloom.stages.inference.thread_choice import ThreadChoice
 from threadloom.stages.layouts import ModelWeights, as_weights
 from threadloom.stages.machine import thread_limit
 from threadloom.stages.models import Geometry, parameter_shapes
@@ -28,6 +29,22 @@ WIDE = ("model.channels=75", "model.vocab_size=301", "model.mlp_width=133")
 GROUPED = tiny(*WIDE, "model.tied=true", "model.qk_norm=false", "model.kv_heads=3", base=LLAMA)
 NORMED = tiny(*WIDE, base=LLAMA)
 ANYTHING = SamplingSettings(temperature=1.0)
+
+
+class Always(ThreadChoice):
+    """All threads for every token, whatever the times are."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(most)
+        self.threads = most
+
+    def record(self, seconds: float) -> None:
+        """Ignore the time."""
+
+
+@pytest.fixture(autouse=True)
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("threadloom.stages.inference.decoder.ThreadChoice", Always)
 
 
 def weights_of(config: ResolvedConfig, precision: DecodePrecision) -> tuple[ModelWeights, Geometry]:
@@ -91,6 +108,19 @@ def test_a_member_that_fails_ends_the_generation(monkeypatch: pytest.MonkeyPatch
     decoder.close()
 
 
+def test_a_change_of_the_number_within_a_generation(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, geometry = weights_of(GPT2, DecodePrecision.FLOAT32)
+    expected = list(generate(weights, geometry, [1], 40, ANYTHING, 5, threads=1))
+
+    class Alternating(Always):
+        def record(self, seconds: float) -> None:
+            self.threads = self.most + 1 - self.threads
+
+    monkeypatch.setattr("threadloom.stages.inference.decoder.ThreadChoice", Alternating)
+    assert list(generate(weights, geometry, [1], 40, ANYTHING, 5, threads=3)) == expected
+    assert members_left() == []
+
+
 def test_no_thread_is_refused() -> None:
     weights, geometry = weights_of(GPT2, DecodePrecision.FLOAT32)
     with pytest.raises(GenerationError, match="threads: expected a number of at least 1, got 0"):
@@ -112,7 +142,7 @@ def test_all_members_work_at_the_same_time_in_the_same_threads() -> None:
         meet_soon(place)
 
     for _ in range(5):
-        team.run(work)
+        team.run(work, team.members)
     team.close()
     assert members_left() == []
     assert sorted(member for member, _ in seen) == [0] * 5 + [1] * 5 + [2] * 5
@@ -129,12 +159,12 @@ def test_threads_without_work_leave_and_are_replaced(monkeypatch: pytest.MonkeyP
         meet_soon(place)
 
     for _ in range(20):
-        team.run(work)
+        team.run(work, team.members)
     for thread in threading.enumerate():
         if ", member " in thread.name:
             thread.join(WAIT)
     assert members_left() == []
-    team.run(work)
+    team.run(work, team.members)
     assert sorted(calls) == [0] * 21 + [1] * 21
     team.close()
 
@@ -143,7 +173,7 @@ def test_threads_without_work_leave_and_are_replaced(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_ends_the_waits_of_all_members(failing: int, error: type[BaseException]) -> None:
     team = MemberThreads(3)
-    team.run(meet_soon)
+    team.run(meet_soon, team.members)
 
     def work(place: Team) -> None:
         if place.member == failing:
@@ -155,9 +185,9 @@ def test_an_error_ends_the_waits_of_all_members(failing: int, error: type[BaseEx
 
     for _ in range(2):
         with pytest.raises(error, match="on purpose"):
-            team.run(work)
+            team.run(work, team.members)
         assert members_left() == []
-        team.run(meet_soon)
+        team.run(meet_soon, team.members)
     team.close()
 
 
@@ -172,8 +202,8 @@ def test_a_thread_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(threading.Thread, "start", fail)
     team = MemberThreads(3)
     with pytest.raises(RuntimeError, match="can't start new thread"):
-        team.run(meet_soon)
+        team.run(meet_soon, team.members)
     assert members_left() == []
     monkeypatch.undo()
-    team.run(meet_soon)
+    team.run(meet_soon, team.members)
     team.close()
