@@ -21,6 +21,7 @@ from threadloom.stages.checkpoint.merging import load_merged as load_merged, mer
 from threadloom.stages.checkpoint.model_reader import (
     FolderWeights as FolderWeights,
     load_model as load_model,
+    require_memory as require_memory,
 )
 from threadloom.stages.checkpoint.reader import Checkpoint as Checkpoint
 from threadloom.stages.checkpoint.retention import Retention as Retention

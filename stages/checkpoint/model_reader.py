@@ -175,14 +175,16 @@ def _bare(name: str) -> str:
     return name
 
 
-def require_memory(folder: Path, geometry: Geometry) -> None:
-    """Raise `CheckpointError` if the weights do not fit into the available memory."""
-    needed, available = 4 * arena_size(parameter_shapes(geometry)), detect().memory_available
+def require_memory(folder: Path, geometry: Geometry, needed: int | None = None) -> None:
+    """Raise `CheckpointError` if the bytes `needed`, by default those of float32, exceed the available memory."""
+    number_format = "float32" if needed is None else "this format"
+    needed = 4 * arena_size(parameter_shapes(geometry)) if needed is None else needed
+    available = detect().memory_available
     if available is not None and needed > available:
         raise CheckpointError(
             folder,
             expected=f"a model that fits into the {available / 1e6:,.0f} MB of memory that are available",
-            got=f"{parameter_count(geometry):,} parameters, which take {needed / 1e6:,.0f} MB in float32",
+            got=f"{parameter_count(geometry):,} parameters, which take {needed / 1e6:,.0f} MB in {number_format}",
             cause="the system would stop the process without a message",
             hint="use a smaller model, or a machine with more memory",
         )

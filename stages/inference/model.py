@@ -8,21 +8,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels import TokenIds
-from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import (
     MANIFEST_FILE,
     Checkpoint,
+    FolderWeights,
     latest_checkpoint,
     load_merged,
     load_model,
     read_end_ids,
+    require_memory,
 )
 from threadloom.stages.config import InputError, SpecialTokens
 from threadloom.stages.data import Tokenizer, TokenizerError, load_tokenizer
-from threadloom.stages.inference.stored_weights import DecodePrecision, resolved, stored_weights
+from threadloom.stages.inference.stored_weights import (
+    DecodePrecision,
+    format_of,
+    read_stored,
+    resolved,
+    stored_bytes,
+    stored_weights,
+)
 from threadloom.stages.layouts import ModelWeights, as_weights
 from threadloom.stages.models import Geometry
-from threadloom.stages.storage import CONFIG_FILE, base_folder, is_adapter_folder, read_adapter_config
+from threadloom.stages.storage import (
+    CONFIG_FILE,
+    CheckpointError,
+    base_folder,
+    is_adapter_folder,
+    read_adapter_config,
+    read_geometry,
+)
 
 TOKENIZER_FILE = "tokenizer.json"
 
@@ -59,14 +74,20 @@ class Model:
     def stored_as(self, precision: DecodePrecision) -> "Model":
         """Return the model with its matrices in a number format of generation; they are converted at the first call.
 
-        The memory of this model's own weights is free once nothing refers to this model. A model that was converted
-        before is returned as it is.
+        The memory of this model's own weights is free once nothing refers to this model. `open` converts them as it
+        reads them, which takes less memory. Raises `ModelError` if the model was converted to another format before.
         """
-        if self.weights.wte.dtype != np.float32:
+        chosen, present = resolved(precision, self.geometry), format_of(self.weights)
+        if chosen is present:
             return self
-        chosen = resolved(precision, self.weights, self.geometry)
-        if chosen is DecodePrecision.FLOAT32:
-            return self
+        if present is not DecodePrecision.FLOAT32:
+            raise ModelError(
+                str(self.path),
+                expected=f"weights in float32, to convert them to {chosen.value}",
+                got=f"weights in {present.value}",
+                cause="the model was converted before, which has rounded its weights",
+                hint="convert the model that was opened in float32, or open it again",
+            )
         if chosen not in self._stored:
             self._stored[chosen] = replace(self, weights=stored_weights(self.weights, self.geometry, chosen))
         return self._stored[chosen]
@@ -105,13 +126,20 @@ class Model:
 
     @classmethod
     def open(
-        cls, path: Path, base: Path | None = None, *, full_context: bool = False, average: bool = False
+        cls,
+        path: Path,
+        base: Path | None = None,
+        *,
+        full_context: bool = False,
+        average: bool = False,
+        precision: DecodePrecision = DecodePrecision.FLOAT32,
     ) -> "Model":
         """Open the newest checkpoint of a run directory, a checkpoint, a model in Hugging Face's layout, or adapters.
 
         Adapters are merged into the model that they belong to, which is in `base` or where they were trained from.
         With `full_context` the model of a run with adapters has the context that it had before the run. With `average`
-        the weights are the moving average of those of a run.
+        the weights are the moving average of those of a run. In another `precision` than float32 the model can only
+        generate; matrix after matrix is converted as it is read, unless adapters are merged or the average is taken.
         Raises `ModelError` if there is none, `CheckpointError` or `TokenizerError` if its files are damaged.
         """
         folder = latest_checkpoint(path / "checkpoints") or path
@@ -119,9 +147,14 @@ class Model:
             checkpoint = Checkpoint.open(folder, for_training=False, base=base, average=average)
             if base is not None and checkpoint.base is None:
                 raise _without_adapters(path)
+            tokenizer, step = load_tokenizer(checkpoint.tokenizer or folder / TOKENIZER_FILE), checkpoint.step
+            plain = checkpoint.base is None and not average
+            weights = _converted(folder, checkpoint.geometry, precision) if plain else None
+            if weights is not None:
+                return cls._of(folder, checkpoint.geometry, weights, tokenizer, step, None)
             geometry, arena = checkpoint.read_model(full_context=full_context, average=average)
-            tokenizer = load_tokenizer(checkpoint.tokenizer or folder / TOKENIZER_FILE)
-            return cls._of(folder, geometry, arena, tokenizer, checkpoint.step, checkpoint.base_folder)
+            merged = cls._of(folder, geometry, as_weights(geometry, arena), tokenizer, step, checkpoint.base_folder)
+            return merged.stored_as(precision)
         if average and path.exists():
             raise ModelError(
                 str(path),
@@ -133,12 +166,16 @@ class Model:
             model = base_folder(folder, read_adapter_config(folder), base)
             geometry, arena = load_merged(folder, model)
             tokenizer = load_tokenizer(folder if (folder / TOKENIZER_FILE).exists() else model)
-            return cls._of(folder, geometry, arena, tokenizer, None, model)
+            merged = cls._of(folder, geometry, as_weights(geometry, arena), tokenizer, None, model)
+            return merged.stored_as(precision)
         if base is not None and (folder / CONFIG_FILE).exists():
             raise _without_adapters(path)
         if (folder / CONFIG_FILE).exists():
-            geometry, arena = load_model(folder)
-            return cls._of(folder, geometry, arena, load_tokenizer(folder), None, None)
+            geometry = read_geometry(folder / CONFIG_FILE)
+            weights = _converted(folder, geometry, precision)
+            if weights is None:
+                weights = as_weights(*load_model(folder))
+            return cls._of(folder, geometry, weights, load_tokenizer(folder), None, None)
         raise ModelError(
             str(path),
             expected="a run directory with a checkpoint, a checkpoint, a model in Hugging Face's layout or adapters",
@@ -148,11 +185,36 @@ class Model:
 
     @classmethod
     def _of(
-        cls, folder: Path, geometry: Geometry, arena: Arena, tokenizer: Tokenizer, step: int | None, base: Path | None
+        cls,
+        folder: Path,
+        geometry: Geometry,
+        weights: ModelWeights,
+        tokenizer: Tokenizer,
+        step: int | None,
+        base: Path | None,
     ) -> "Model":
         """Return a model with the ids that end its texts: of the folder, of the base model, or of the tokenizer."""
         ends = read_end_ids(folder) or (read_end_ids(base) if base else None) or _end_ids(tokenizer)
-        return cls(folder, geometry, as_weights(geometry, arena), tokenizer, step, ends, base)
+        return cls(folder, geometry, weights, tokenizer, step, ends, base)
+
+
+def _converted(folder: Path, geometry: Geometry, precision: DecodePrecision) -> ModelWeights | None:
+    """Return the weights in a folder in a number format.
+
+    None in float32, and for a checkpoint whose files for Hugging Face's libraries do not describe all of the model.
+    """
+    if resolved(precision, geometry) is DecodePrecision.FLOAT32 or not _describes(folder, geometry):
+        return None
+    require_memory(folder, geometry, stored_bytes(geometry, precision))
+    return read_stored(FolderWeights(folder, geometry), geometry, precision)
+
+
+def _describes(folder: Path, geometry: Geometry) -> bool:
+    """Return True if the config.json in a folder is of a model that can be read by it, and is this one."""
+    try:
+        return read_geometry(folder / CONFIG_FILE) == geometry
+    except CheckpointError:
+        return False
 
 
 def _without_adapters(path: Path) -> ModelError:

@@ -6,6 +6,8 @@ is processed with the same weights (`stages.inference.prompt`), so that the mode
 """
 
 import enum
+from collections.abc import Iterable, Mapping
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,8 +16,8 @@ from numpy.typing import NDArray
 from threadloom.kernels.float32 import blocks8_from_float32, blocks8_shape
 from threadloom.kernels.matmul import Op, PackedBits, pack_float32, packed_shape
 from threadloom.pipeline import Arena
-from threadloom.stages.layouts import ModelWeights, layout_of
-from threadloom.stages.models import Geometry, Shape
+from threadloom.stages.layouts import ModelWeights, as_weights, layout_of
+from threadloom.stages.models import Geometry, InitialWeights, Shape, parameter_shapes
 
 CACHED_BYTES = 1 << 25
 """Bytes of float32 matrices up to which `AUTO` keeps them: a processor's cache may hold them. Not measured at run time,
@@ -36,12 +38,25 @@ class DecodePrecision(enum.Enum):
     """BF16 if the matrices take more than 32 MiB in float32, otherwise FLOAT32."""
 
 
-def resolved(precision: DecodePrecision, weights: ModelWeights, geometry: Geometry) -> DecodePrecision:
+_DTYPES: Mapping[DecodePrecision, "np.dtype[Any]"] = {
+    DecodePrecision.FLOAT32: np.dtype(np.float32),
+    DecodePrecision.BF16: np.dtype(np.uint32),
+    DecodePrecision.INT8: np.dtype(np.int8),
+}
+_FORMATS = {dtype: precision for precision, dtype in _DTYPES.items()}
+
+
+def resolved(precision: DecodePrecision, geometry: Geometry) -> DecodePrecision:
     """Return the precision, or what `AUTO` stands for."""
     if precision is not DecodePrecision.AUTO:
         return precision
-    matrices = {id(matrix): matrix.nbytes for matrix in _matrices(weights, geometry).values()}
-    return DecodePrecision.BF16 if sum(matrices.values()) > CACHED_BYTES else DecodePrecision.FLOAT32
+    weights = sum(prod(shape) for shape in _matrix_shapes(geometry).values())
+    return DecodePrecision.BF16 if 4 * weights > CACHED_BYTES else DecodePrecision.FLOAT32
+
+
+def format_of(weights: ModelWeights) -> DecodePrecision:
+    """Return the number format of the weights of a model."""
+    return _FORMATS[weights.wte.dtype]
 
 
 def stored_weights(weights: ModelWeights, geometry: Geometry, precision: DecodePrecision) -> ModelWeights:
@@ -49,16 +64,42 @@ def stored_weights(weights: ModelWeights, geometry: Geometry, precision: DecodeP
 
     Otherwise all arrays are new, so that nothing refers to the memory of the weights.
     """
-    chosen = resolved(precision, weights, geometry)
+    chosen = resolved(precision, geometry)
     if chosen is DecodePrecision.FLOAT32:
         return weights
-    convert = _as_bf16 if chosen is DecodePrecision.BF16 else _as_blocks8
-    fields, found = _matrices(weights, geometry), dict[int, Any]()
+    names, found = layout_of(geometry).decode_matrices, dict[int, Any]()
     for name, tensor in weights._asdict().items():
         if id(tensor) not in found:  # a tied matrix is converted once
-            found[id(tensor)] = convert(tensor) if name in fields else tensor.copy()
+            found[id(tensor)] = _convert(_layers(tensor), tensor.shape, chosen) if name in names else tensor.copy()
     stored: ModelWeights = weights._replace(**{name: found[id(w)] for name, w in weights._asdict().items()})
     return stored
+
+
+def read_stored(source: InitialWeights, geometry: Geometry, precision: DecodePrecision) -> ModelWeights:
+    """Return the weights of a source with their matrices in a number format.
+
+    Of the matrices in float32 no more than one is in memory, so the memory is that of the result and of the largest
+    matrix at most.
+    """
+    chosen, shapes = resolved(precision, geometry), parameter_shapes(geometry)
+    matrices = {} if chosen is DecodePrecision.FLOAT32 else _matrix_shapes(geometry)
+    tensors: dict[str, Any] = dict(Arena({name: shape for name, shape in shapes.items() if name not in matrices}))
+    source.write(tensors)
+    for name in sorted(matrices, key=lambda name: -prod(shapes[name][-2:])):  # the largest one beside the fewest others
+        tensors[name] = _convert(source.matrices(name), shapes[name], chosen)
+    return as_weights(geometry, tensors)
+
+
+def stored_bytes(geometry: Geometry, precision: DecodePrecision) -> int:
+    """Return the bytes that `read_stored` takes at most: those of the result and of the largest matrix.
+
+    A matrix (I, O) is counted twice, since it is transposed for 8 bits.
+    """
+    shapes, matrices = parameter_shapes(geometry), _matrix_shapes(geometry)
+    others = sum(prod(shape) for name, shape in shapes.items() if name not in matrices)
+    dtype = _DTYPES[resolved(precision, geometry)]
+    stored = sum(prod(stored_shape(shape, dtype) or ()) for shape in matrices.values()) * dtype.itemsize
+    return 4 * others + stored + 4 * max(prod(shape[-2:]) * (len(shape) - 1) for shape in matrices.values())
 
 
 def stored_shape(shape: Shape, dtype: "np.dtype[np.generic]") -> Shape | None:
@@ -71,33 +112,31 @@ def stored_shape(shape: Shape, dtype: "np.dtype[np.generic]") -> Shape | None:
     return (*layers, *(packed_shape if dtype == np.uint32 else blocks8_shape)(inner, outer))
 
 
-def _matrices(weights: ModelWeights, geometry: Geometry) -> dict[str, NDArray[np.float32]]:
-    return {name: getattr(weights, name) for name in layout_of(geometry).decode_matrices}
+def _matrix_shapes(geometry: Geometry) -> dict[str, Shape]:
+    """Return the shapes of the matrices that are converted; one that is tied to another is not among them."""
+    shapes = parameter_shapes(geometry)
+    return {name: shapes[name] for name in layout_of(geometry).decode_matrices if name in shapes}
 
 
-def _as_bf16(matrix: NDArray[np.float32]) -> PackedBits:
-    """Return packed matrices: of a matrix (V, C) its transpose, of one for each layer (L, I, O) each."""
-    out: PackedBits = _allocated(matrix, np.uint32)
-    if matrix.ndim == 2:
-        pack_float32(matrix, Op.T, out)
-        return out
-    for layer, packed in zip(matrix, out, strict=True):
-        pack_float32(layer, Op.N, packed)
+def _layers(tensor: NDArray[np.float32]) -> Iterable[NDArray[np.float32]]:
+    return tensor if tensor.ndim == 3 else (tensor,)
+
+
+def _convert(matrices: Iterable[NDArray[np.float32]], shape: Shape, precision: DecodePrecision) -> Any:
+    """Return matrices in a number format: of one (V, C) its transpose, of one (I, O) for each layer (L, I, O) each."""
+    dtype = _DTYPES[precision]
+    stored = stored_shape(shape, dtype)
+    assert stored is not None
+    out = Arena({"matrix": stored}, dtype)["matrix"]
+    write = _write_bf16 if precision is DecodePrecision.BF16 else _write_blocks8
+    for matrix, target in zip(matrices, out if len(shape) == 3 else (out,), strict=True):
+        write(matrix, Op.N if len(shape) == 3 else Op.T, target)
     return out
 
 
-def _as_blocks8(matrix: NDArray[np.float32]) -> NDArray[np.int8]:
-    """Return matrices in blocks, as `_as_bf16`."""
-    out: NDArray[np.int8] = _allocated(matrix, np.int8)
-    if matrix.ndim == 2:
-        blocks8_from_float32(matrix, out)
-        return out
-    for layer, blocks in zip(matrix, out, strict=True):
-        blocks8_from_float32(np.ascontiguousarray(layer.T), blocks)
-    return out
+def _write_bf16(matrix: NDArray[np.float32], op: Op, out: PackedBits) -> None:
+    pack_float32(matrix, op, out)
 
 
-def _allocated(matrix: NDArray[np.float32], dtype: "type[np.generic]") -> Any:
-    shape = stored_shape(matrix.shape, np.dtype(dtype))
-    assert shape is not None
-    return Arena({"matrix": shape}, dtype)["matrix"]
+def _write_blocks8(matrix: NDArray[np.float32], op: Op, out: NDArray[np.int8]) -> None:
+    blocks8_from_float32(matrix if op is Op.T else np.ascontiguousarray(matrix.T), out)

@@ -98,7 +98,7 @@ def print_sample(
     from threadloom.stages.inference import DecodePrecision, Model, generate_text
     from threadloom.stages.resolve import float32_settings
 
-    model = Model.open(run, base, average=average).stored_as(precision or DecodePrecision.FLOAT32)
+    model = Model.open(run, base, average=average, precision=precision or DecodePrecision.FLOAT32)
     prompt_ids = model.prompt(prompt, special or SpecialTokens.TEXT) if prompt else model.default_prompt()
     shown = prompt_ids[len(model.tokenizer.beginning) :]
     beginning = prompt or model.tokenizer.decode(shown)

@@ -4,6 +4,8 @@ Correct logits differ from the reference's by roundings of float32 and by those 
 bounds are of more: of roundings of all activations to bfloat16.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -154,11 +156,12 @@ def test_a_weight_that_is_not_finite_shows(bad: float, column: int) -> None:
 def test_auto_is_float32_for_small_models_and_bf16_for_others() -> None:
     geometry = tiny(*GPT2).model.geometry()
     small = as_weights(geometry, Arena(parameter_shapes(geometry)))
-    assert resolved(DecodePrecision.AUTO, small, geometry) is DecodePrecision.FLOAT32
+    assert resolved(DecodePrecision.AUTO, geometry) is DecodePrecision.FLOAT32
     assert stored_weights(small, geometry, DecodePrecision.AUTO) is small
-    large = small._replace(wte=np.broadcast_to(np.float32(0), (CACHED_BYTES // 4 + 1, 1)))
-    assert resolved(DecodePrecision.AUTO, large, geometry) is BF16
-    assert resolved(INT8, small, geometry) is INT8
+    rows = CACHED_BYTES // 4 // geometry.channels - 12 * geometry.layers * geometry.channels  # of all matrices
+    assert resolved(DecodePrecision.AUTO, replace(geometry, vocabulary=rows)) is DecodePrecision.FLOAT32
+    assert resolved(DecodePrecision.AUTO, replace(geometry, vocabulary=rows + 1)) is BF16
+    assert resolved(INT8, geometry) is INT8
 
 
 @pytest.mark.parametrize("precision", [BF16, INT8])
