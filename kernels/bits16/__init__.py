@@ -78,6 +78,7 @@ from threadloom.kernels.bits16.models import (
     GPT2_RESIDUES as GPT2_RESIDUES,
     GPT2_TEAM as GPT2_TEAM,
     LLAMA as LLAMA,
+    LLAMA_TEAM as LLAMA_TEAM,
 )
 from threadloom.kernels.bits16.residue_embedding import residue_embedding_forward as residue_embedding_forward
 from threadloom.kernels.bits16.residue_head import residue_backward as residue_backward, residue_loss as residue_loss

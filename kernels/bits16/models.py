@@ -1,6 +1,6 @@
 """The architectures in 16 bits, each the module of its model kernels."""
 
-from threadloom.kernels.bits16 import gpt2, gpt2_banded, gpt2_residues, gpt2_team, llama
+from threadloom.kernels.bits16 import gpt2, gpt2_banded, gpt2_residues, gpt2_team, llama, llama_team
 from threadloom.kernels.bits16.gpt2_banded import BandedWeights16
 from threadloom.kernels.bits16.tensors import (
     Activations16,
@@ -28,3 +28,4 @@ GPT2_BANDED = gpt2_banded
 GPT2_RESIDUES: ModelKernels[Weights16, ResidueConstants, Weights, Activations16, Scratch16] = gpt2_residues
 LLAMA: ModelKernels[LlamaWeights16, LlamaConstants, LlamaWeights, LlamaActivations16, LlamaScratch16] = llama
 GPT2_TEAM: TeamKernels[Weights16, Gpt2Constants, Weights, Activations16, Scratch16] = gpt2_team
+LLAMA_TEAM: TeamKernels[LlamaWeights16, LlamaConstants, LlamaWeights, LlamaActivations16, LlamaScratch16] = llama_team

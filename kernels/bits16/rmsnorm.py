@@ -10,7 +10,7 @@ import numpy as np
 
 from threadloom.kernels.bits16.layernorm import NormalizedRows
 from threadloom.kernels.bits16.norm_rows import NO_BIAS, normalise_row, scale_row
-from threadloom.kernels.common import reciprocal_rms
+from threadloom.kernels.common import Part, reciprocal_rms
 from threadloom.kernels.compiling import Floats, jit_kernel
 from threadloom.kernels.simd import Bits16, load16, store16
 
@@ -94,3 +94,18 @@ def rmsnorm_backward(
             store16(rounded, j, target[j])
         for j in range(grads.added.shape[0]):
             grads.added[j] += target[j]
+
+
+@jit_kernel
+def rmsnorm_backward_columns(d_out: Floats, n: Bits16, columns: Part, d_weight: Floats, accumulate: bool) -> None:
+    """Compute some columns of the gradient of the weight, with the bits of `rmsnorm_backward`.
+
+    `n` are the normalised rows. An array without elements, of a frozen tensor, is not computed.
+    """
+    target = d_weight[columns.first : columns.last]
+    if not accumulate:
+        target.fill(_ZERO)
+    for r in range(n.shape[0]):
+        row, d = n[r][columns.first : columns.last], d_out[r][columns.first : columns.last]
+        for j in range(target.shape[0]):
+            target[j] += d[j] * load16(row, j)

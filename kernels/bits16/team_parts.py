@@ -11,7 +11,7 @@ from threadloom.kernels.bits16.head import ProjectionScratch
 from threadloom.kernels.bits16.linear import linear_backward_weight, logits_backward_input, logits_forward
 from threadloom.kernels.bits16.tensors import Fp16UpcastScratch, PackedPair
 from threadloom.kernels.common import Part, Team, meet, part_of
-from threadloom.kernels.compiling import Floats, TokenIds, jit_kernel, jit_strict_inline
+from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel, jit_strict_inline
 from threadloom.kernels.matmul import PANEL, TILE_SIZE, transpose_bf16
 from threadloom.kernels.simd import Bits16
 
@@ -44,7 +44,7 @@ def column_sums(source: Floats, columns: Part, out: Floats, accumulate: bool) ->
             target[j] += row[j]
 
 
-@jit_kernel
+@jit_inline_body
 def transposed_part(x: Bits16, columns: Part, transposed: Bits16) -> Bits16:
     """Return some columns of `x` (R, I) transposed, those rows of `transposed` (>= I, R), which it writes.
 

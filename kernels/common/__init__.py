@@ -84,8 +84,11 @@ from threadloom.kernels.common.head_norm import (
 )
 from threadloom.kernels.common.layernorm import EPSILON as EPSILON, Affine as Affine, row_statistics as row_statistics
 from threadloom.kernels.common.llama_heads import (
+    heads_of_member as heads_of_member,
     prepare_heads_backward as prepare_heads_backward,
     prepare_heads_forward as prepare_heads_forward,
+    rotate_heads_backward as rotate_heads_backward,
+    rotate_heads_forward as rotate_heads_forward,
 )
 from threadloom.kernels.common.protocol import (
     ARCHITECTURES as ARCHITECTURES,

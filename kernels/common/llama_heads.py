@@ -2,9 +2,10 @@
 
 from threadloom.kernels.common.documents import DocumentStarts
 from threadloom.kernels.common.head_norm import HeadNormWeights, head_norm_backward, head_norm_forward
-from threadloom.kernels.common.rotary import rotary_backward, rotary_forward
+from threadloom.kernels.common.rotary import rotary_rows_backward, rotary_rows_forward
+from threadloom.kernels.common.team import Part, Team, part_of
 from threadloom.kernels.common.tensors import LlamaConstants, LlamaWeights
-from threadloom.kernels.compiling import jit_inline_body
+from threadloom.kernels.compiling import jit_inline_body, jit_kernel
 from threadloom.kernels.simd import FloatRow
 
 
@@ -18,6 +19,36 @@ def _head_size(constants: LlamaConstants, columns: int) -> int:
 def _norms(w: LlamaWeights, n: int) -> HeadNormWeights:
     """Return the weights, or their gradients, of the norms of queries and keys of block `n`."""
     return HeadNormWeights(w.q_norm_weight[n], w.k_norm_weight[n])
+
+
+@jit_kernel
+def heads_of_member(constants: LlamaConstants, team: Team) -> Part:
+    """Return a member's query heads, those of whole groups."""
+    groups, heads = part_of(constants.heads.key_value, team), constants.heads
+    size = heads.query // heads.key_value
+    return Part(groups.first * size, groups.last * size)
+
+
+@jit_inline_body
+def rotate_heads_forward(
+    qkv: FloatRow, rows: Part, constants: LlamaConstants, n: int, sequences: int, starts: DocumentStarts
+) -> None:
+    """Rotate some rows of the queries and keys of block `n` by their positions, if it has positions."""
+    c = constants
+    if c.rotary[n]:
+        size = _head_size(c, qkv.shape[1])
+        rotary_rows_forward(qkv, rows, c.heads, size, c.cos, c.sin, sequences, starts)
+
+
+@jit_inline_body
+def rotate_heads_backward(
+    d_qkv: FloatRow, rows: Part, constants: LlamaConstants, n: int, sequences: int, starts: DocumentStarts
+) -> None:
+    """Rotate some rows of the gradients of the queries and keys of block `n` back."""
+    c = constants
+    if c.rotary[n]:
+        size = _head_size(c, d_qkv.shape[1])
+        rotary_rows_backward(d_qkv, rows, c.heads, size, c.cos, c.sin, sequences, starts)
 
 
 @jit_inline_body
@@ -38,8 +69,7 @@ def prepare_heads_forward(
     c, size = constants, _head_size(constants, qkv.shape[1])
     if weights.q_norm_weight.size:
         head_norm_forward(qkv, raw, _norms(weights, n), c.epsilon, c.heads, size)
-    if c.rotary[n]:
-        rotary_forward(qkv, c.heads, size, c.cos, c.sin, sequences, starts)
+    rotate_heads_forward(qkv, Part(0, qkv.shape[0]), c, n, sequences, starts)
 
 
 @jit_inline_body
@@ -59,7 +89,6 @@ def prepare_heads_backward(
     The gradients of the norms' weights are written, or added when `accumulate`.
     """
     c, size = constants, _head_size(constants, d_qkv.shape[1])
-    if c.rotary[n]:
-        rotary_backward(d_qkv, c.heads, size, c.cos, c.sin, sequences, starts)
+    rotate_heads_backward(d_qkv, Part(0, d_qkv.shape[0]), c, n, sequences, starts)
     if weights.q_norm_weight.size:
         head_norm_backward(d_qkv, raw, _norms(weights, n), c.epsilon, c.heads, size, _norms(grads, n), accumulate)

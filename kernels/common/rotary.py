@@ -7,6 +7,7 @@ i + M / 2, by the angle ``position * frequency[i]``. The others, and the values,
 import numpy as np
 
 from threadloom.kernels.common.documents import DocumentStarts, position_of
+from threadloom.kernels.common.team import Part
 from threadloom.kernels.common.tensors import HeadCounts
 from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
 from threadloom.kernels.simd import FloatRow, load_element, store_element
@@ -27,6 +28,7 @@ def _rotate(low: FloatRow, high: FloatRow, cos: Floats, sin: Floats, direction: 
 @jit_kernel
 def _rotate_rows(
     qkv: FloatRow,
+    rows: Part,
     heads: HeadCounts,
     size: int,
     table: tuple[Floats, Floats],
@@ -36,7 +38,7 @@ def _rotate_rows(
 ) -> None:
     cos, sin = table
     length, half = qkv.shape[0] // sequences, cos.shape[1]
-    for r in range(qkv.shape[0]):
+    for r in range(rows.first, rows.last):
         position = position_of(r, length, starts)
         row, c, s = qkv[r], cos[position], sin[position]
         for head in range(heads.query + heads.key_value):
@@ -45,7 +47,7 @@ def _rotate_rows(
             _rotate(row[low:high], row[high : high + half], c, s, direction)
 
 
-@jit_kernel
+@jit_inline_body
 def rotary_forward(
     qkv: FloatRow, heads: HeadCounts, size: int, cos: Floats, sin: Floats, sequences: int, starts: DocumentStarts
 ) -> None:
@@ -55,12 +57,42 @@ def rotary_forward(
     position ``r % T``, T = R / `sequences`, less ``starts[r]`` with borders (`kernels.common.documents`). In 16 bits
     every result is rounded once.
     """
-    _rotate_rows(qkv, heads, size, (cos, sin), sequences, starts, _FORWARDS)
+    rotary_rows_forward(qkv, Part(0, qkv.shape[0]), heads, size, cos, sin, sequences, starts)
 
 
 @jit_kernel
+def rotary_rows_forward(
+    qkv: FloatRow,
+    rows: Part,
+    heads: HeadCounts,
+    size: int,
+    cos: Floats,
+    sin: Floats,
+    sequences: int,
+    starts: DocumentStarts,
+) -> None:
+    """Rotate some rows of `qkv`, as `rotary_forward` rotates all."""
+    _rotate_rows(qkv, rows, heads, size, (cos, sin), sequences, starts, _FORWARDS)
+
+
+@jit_inline_body
 def rotary_backward(
     d_qkv: FloatRow, heads: HeadCounts, size: int, cos: Floats, sin: Floats, sequences: int, starts: DocumentStarts
 ) -> None:
     """Replace the gradient of `rotary_forward`'s result by that of its input: the inverse rotation, in place."""
-    _rotate_rows(d_qkv, heads, size, (cos, sin), sequences, starts, _BACKWARDS)
+    rotary_rows_backward(d_qkv, Part(0, d_qkv.shape[0]), heads, size, cos, sin, sequences, starts)
+
+
+@jit_kernel
+def rotary_rows_backward(
+    d_qkv: FloatRow,
+    rows: Part,
+    heads: HeadCounts,
+    size: int,
+    cos: Floats,
+    sin: Floats,
+    sequences: int,
+    starts: DocumentStarts,
+) -> None:
+    """Rotate some rows of `d_qkv`, as `rotary_backward` rotates all."""
+    _rotate_rows(d_qkv, rows, heads, size, (cos, sin), sequences, starts, _BACKWARDS)

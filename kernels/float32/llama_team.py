@@ -5,17 +5,16 @@ A member has whole groups of heads. Beside what `gpt2_team` excludes, there are 
 
 from threadloom.kernels.common import (
     AttentionActivations,
-    DocumentStarts,
     LlamaConstants,
     LlamaWeights,
     Part,
     Team,
     attention_dropout,
+    heads_of_member,
     meet,
     part_of,
-    position_of,
-    rotary_backward,
-    rotary_forward,
+    rotate_heads_backward,
+    rotate_heads_forward,
     swiglu_backward,
     swiglu_forward,
 )
@@ -33,38 +32,6 @@ from threadloom.kernels.float32.tensors import LlamaActivations, LlamaScratch
 
 
 @jit_kernel
-def _heads_of(constants: LlamaConstants, team: Team) -> Part:
-    """Return the member's query heads, those of whole groups."""
-    groups, heads = part_of(constants.heads.key_value, team), constants.heads
-    size = heads.query // heads.key_value
-    return Part(groups.first * size, groups.last * size)
-
-
-@jit_kernel
-def _rotate_rows(
-    qkv: Floats,
-    constants: LlamaConstants,
-    n: int,
-    sequences: int,
-    starts: DocumentStarts,
-    backwards: bool,
-    team: Team,
-) -> None:
-    """Rotate the queries and keys of the member's rows by their positions, or back, if block `n` has positions."""
-    c, rows = constants, part_of(qkv.shape[0], team)
-    if not c.rotary[n]:
-        return
-    size = qkv.shape[1] // (c.heads.query + 2 * c.heads.key_value)
-    for r in range(rows.first, rows.last):
-        p = position_of(r, qkv.shape[0] // sequences, starts)
-        row, cos, sin = qkv[r : r + 1], c.cos[p : p + 1], c.sin[p : p + 1]
-        if backwards:
-            rotary_backward(row, c.heads, size, cos, sin, 1, starts[:0])
-        else:
-            rotary_forward(row, c.heads, size, cos, sin, 1, starts[:0])
-
-
-@jit_kernel
 def team_blocks_forward(
     weights: LlamaWeights, acts: LlamaActivations, sequences: int, constants: LlamaConstants, team: Team
 ) -> None:
@@ -76,11 +43,11 @@ def team_blocks_forward(
         x, x_mid, x_next = a.x[n][i:j], a.x_mid[n][i:j], a.x[n + 1][i:j]
         rmsnorm_forward(x, w.norm1_weight[n], c.epsilon, h, a.rstd1[n][i:j])
         linear_forward(h, w.qkv_weight[n], w.qkv_bias[n], a.qkv[n][i:j])
-        _rotate_rows(a.qkv[n], c, n, sequences, a.starts, False, team)
+        rotate_heads_forward(a.qkv[n], Part(i, j), c, n, sequences, a.starts)
         dropout = attention_dropout(c.dropout, a.dropout_key, n, c.heads.query)
         attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts, dropout)
         meet(team)  # keys and values of all rows
-        attention_heads_forward(attention, sequences, c.heads, _heads_of(c, team), a.scores)
+        attention_heads_forward(attention, sequences, c.heads, heads_of_member(c, team), a.scores)
         meet(team)  # all heads of the rows
         linear_residual_forward(a.attn[n][i:j], w.attn_proj_weight[n], w.attn_proj_bias[n], x, x_mid)
         rmsnorm_forward(x_mid, w.norm2_weight[n], c.epsilon, h, a.rstd2[n][i:j])
@@ -149,9 +116,9 @@ def _attention_backward(
     linear_gradients(a.attn[n], s.dx, g.attn_proj_weight[n], g.attn_proj_bias[n], accumulate, team)
     dropout = attention_dropout(c.dropout, a.dropout_key, n, c.heads.query)
     attention = AttentionActivations(a.qkv[n], a.attn[n], a.attn_lse[n], a.starts, dropout)
-    attention_heads_backward(s.d_attn, attention, sequences, c.heads, _heads_of(c, team), s.d_qkv, s.scores)
+    attention_heads_backward(s.d_attn, attention, sequences, c.heads, heads_of_member(c, team), s.d_qkv, s.scores)
     meet(team)  # d_qkv of all heads; nobody reads dx of others any more
-    _rotate_rows(s.d_qkv, c, n, sequences, a.starts, True, team)
+    rotate_heads_backward(s.d_qkv, Part(i, j), c, n, sequences, a.starts)
     linear_backward_input(s.d_qkv[i:j], w.qkv_weight[n], s.dh[i:j])
     if g.qkv_weight[n].size:
         rmsnorm_apply(a.x[n][i:j], w.norm1_weight[n], a.rstd1[n][i:j], s.h[i:j])

@@ -33,9 +33,6 @@ def _obstacle(config: Config, geometry: Geometry, gemm: Gemm, *, shared_lanes: b
     dropout = config.dropout
     obstacles = {
         "norms of queries and keys": isinstance(config.model, LlamaConfig) and config.model.qk_norm,
-        "precision=bf16 and model.architecture=llama": (
-            config.precision is Precision.BF16 and isinstance(config.model, LlamaConfig)
-        ),
         f"precision={config.precision.value}": config.precision not in (Precision.FLOAT32, Precision.BF16),
         # A library may round a part of a product differently; bfloat16 has its own products.
         f"gemm_backend={gemm.value}": config.precision is Precision.FLOAT32 and gemm is not Gemm.NUMBA,

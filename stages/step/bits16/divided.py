@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from threadloom.kernels import AccumulationTicket
-from threadloom.kernels.bits16 import GPT2_TEAM
+from threadloom.kernels.bits16 import GPT2_TEAM, LLAMA_TEAM
 from threadloom.kernels.common import NO_TERMS, LossTerms, TeamKernels
 from threadloom.stages.config import NO_DROPOUT, DropoutConfig, Precision
 from threadloom.stages.layouts import ModelWeights
@@ -13,7 +13,7 @@ from threadloom.stages.models import Geometry
 from threadloom.stages.step import DividedPasses, Teams, Version
 from threadloom.stages.step.bits16.compute import Bits16Compute
 
-_KERNELS: Mapping[str, TeamKernels[Any, Any, Any, Any, Any]] = {"gpt2": GPT2_TEAM}
+_KERNELS: Mapping[str, TeamKernels[Any, Any, Any, Any, Any]] = {"gpt2": GPT2_TEAM, "llama": LLAMA_TEAM}
 """Name of the architecture → its kernels."""
 
 
