@@ -2,13 +2,14 @@
 
 The bits are the same, so the choice may depend on time. A team is slower than one thread on a machine whose processors
 are busy with other work: its members then wait for each other. So some tokens are decoded by one thread first, and the
-team has to be faster than that was; if it is not, one thread goes on, and the team has another trial later.
+team has to be faster than that was; if it is not, one thread goes on, and the team has another trial later. A trial
+ends as soon as it cannot be won, and after each one that is lost the next one is twice as far away.
 """
 
 _ALONE, _TOGETHER = 4, 8
 """Tokens of a block, whose mean counts; the first one is left out, since it starts or wakes threads."""
-_WAIT = 16
-"""Blocks of one thread between two trials of the team."""
+_WAIT, _LONGEST_WAIT = 16, 256
+"""Blocks of one thread before the second trial of the team, and between two trials at most."""
 
 
 class ThreadChoice:
@@ -22,21 +23,33 @@ class ThreadChoice:
         self._alone = float("inf")  # seconds per token of the last block of one thread, and of the team
         self._together = 0.0
         self._blocks_alone = 0  # since the last trial
+        self._wait = _WAIT
 
     def record(self, seconds: float) -> None:
         """Record the time of a token with `threads`, and choose those of the next one."""
         if self.most == 1:
             return
         self._seconds.append(seconds)
-        if len(self._seconds) < (_ALONE if self.threads == 1 else _TOGETHER):
-            return
-        mean = sum(self._seconds[1:]) / (len(self._seconds) - 1)
-        self._seconds.clear()
         if self.threads == 1:
-            self._alone = mean
-            self._blocks_alone += 1
-        else:
-            self._together = mean
+            if len(self._seconds) == _ALONE:
+                self._alone = self._mean()
+                self._blocks_alone += 1
+                self._choose()
+        elif len(self._seconds) == _TOGETHER or sum(self._seconds[1:]) >= self._alone * (_TOGETHER - 1):
+            if self._blocks_alone >= self._wait:
+                self._wait = min(2 * self._wait, _LONGEST_WAIT)
+            self._together = self._mean()
             self._blocks_alone = 0
-        trial = self._blocks_alone == _WAIT
+            if self._together < self._alone:
+                self._wait = _WAIT
+            self._choose()
+
+    def _mean(self) -> float:
+        """Return the mean of the block, which ends here."""
+        counted = self._seconds[1:]
+        self._seconds = []
+        return sum(counted) / len(counted)
+
+    def _choose(self) -> None:
+        trial = self._blocks_alone >= self._wait
         self.threads = self.most if self._together < self._alone or trial else 1

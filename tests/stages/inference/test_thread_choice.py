@@ -1,6 +1,7 @@
 """The choice between one thread and a team, from times that a test makes up."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 from threadloom.stages.inference.thread_choice import ThreadChoice
 
@@ -26,11 +27,17 @@ def test_the_first_token_of_a_block_does_not_count() -> None:
 
 
 def test_a_team_that_is_slower_decodes_few_tokens() -> None:
-    found = threads_of(ThreadChoice(2), 1000, lambda number, threads: float(threads))
-    assert found[:12] == [1] * 4 + [2] * 8
-    assert found[12:76] == [1] * 64
-    assert found[76:84] == [2] * 8
-    assert found.count(2) <= 0.13 * 1000
+    found = threads_of(ThreadChoice(2), 10_000, lambda number, threads: float(threads))
+    starts = [number for number in range(1, 10_000) if found[number - 1 : number + 1] == [1, 2]]
+    assert [found[start : start + 6] for start in starts] == [[2] * 5 + [1]] * len(starts)
+    lengths = [second - first - 5 for first, second in pairwise(starts)]
+    assert lengths == [64, 128, 256, 512] + [1024] * 8
+    assert starts[0] == 4
+
+
+def test_a_trial_that_cannot_be_won_is_short() -> None:
+    found = threads_of(ThreadChoice(2), 60, lambda number, threads: 10.0 if threads == 2 else 1.0)
+    assert found == [1] * 4 + [2] * 2 + [1] * 54
 
 
 def test_a_machine_that_becomes_busy_and_quiet_again() -> None:
