@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numba import types
-from numba.extending import overload
 
 from threadloom.kernels.bits16.gelu import gelu_forward
 from threadloom.kernels.bits16.tensors import (
@@ -22,7 +21,7 @@ from threadloom.kernels.bits16.tensors import (
     ThreadScratch,
 )
 from threadloom.kernels.common import Part
-from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel, jit_strict_fp
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel, jit_strict_fp, overload_inline
 from threadloom.kernels.matmul import (
     PANEL,
     Fp16Operands,
@@ -50,7 +49,7 @@ def linear_forward(
     (_forward_fp16 if weight.dtype == np.int16 else _forward_bf16)(x, weight, second, bias, out, upcast)
 
 
-@overload(linear_forward, inline="always")
+@overload_inline(linear_forward)
 def _forward(x: Any, weight: Any, second: Any, bias: Any, out: Any, upcast: Any) -> Any:
     return _forward_fp16 if weight.dtype == types.int16 else _forward_bf16
 
@@ -77,7 +76,7 @@ def linear_gelu_forward(
     (_gelu_fp16 if weight.dtype == np.int16 else _gelu_bf16)(x, weight, second, bias, before, out, upcast)
 
 
-@overload(linear_gelu_forward, inline="always")
+@overload_inline(linear_gelu_forward)
 def _gelu(x: Any, weight: Any, second: Any, bias: Any, before: Any, out: Any, upcast: Any) -> Any:
     return _gelu_fp16 if weight.dtype == types.int16 else _gelu_bf16
 
@@ -96,7 +95,7 @@ def _gemm(a: Bits16, b: PackedWeight, out: Floats, op_b: Op, accumulate: bool, u
     (_gemm_fp16 if b.dtype == np.int16 else _gemm_bf16)(a, b, out, op_b, accumulate, upcast)
 
 
-@overload(_gemm, inline="always")
+@overload_inline(_gemm)
 def _gemm_of_format(a: Any, b: Any, out: Any, op_b: Any, accumulate: Any, upcast: Any) -> Any:
     return _gemm_fp16 if b.dtype == types.int16 else _gemm_bf16
 
@@ -122,7 +121,7 @@ def _gemm_sum(
     (_gemm_sum_fp16 if b.dtype == np.int16 else _gemm_sum_bf16)(a, b, second, out, op_b, accumulate, upcast)
 
 
-@overload(_gemm_sum, inline="always")
+@overload_inline(_gemm_sum)
 def _gemm_sum_of_format(a: Any, b: Any, second: Any, out: Any, op_b: Any, accumulate: Any, upcast: Any) -> Any:
     return _gemm_sum_fp16 if b.dtype == types.int16 else _gemm_sum_bf16
 
@@ -163,7 +162,7 @@ def _input(
         (_input_fp16 if weight_t.dtype == np.int16 else _input_bf16)(d_out, weight_t, second, dx, accumulate, upcast)
 
 
-@overload(_input, inline="always")
+@overload_inline(_input)
 def _input_of_format(d_out: Any, weight_t: Any, second: Any, dx: Any, accumulate: Any, upcast: Any) -> Any:
     if dx.dtype == types.float32:
         return _input_float32
@@ -200,7 +199,7 @@ def linear_backward_input(
     (_backward_input_fp16 if fp16 else _backward_input_bf16)(d_out, weight, second, dx, accumulate, thread)
 
 
-@overload(linear_backward_input, inline="always")
+@overload_inline(linear_backward_input)
 def _backward_input(d_out: Any, weight: Any, second: Any, dx: Any, accumulate: Any, thread: Any) -> Any:
     return _backward_input_fp16 if weight.types[0].dtype == types.int16 else _backward_input_bf16
 
@@ -247,7 +246,7 @@ def linear_backward_weight(
     (_weight_fp16 if d_out.dtype == np.int16 else _weight_bf16)(x_t, d_out, d_weight, accumulate, upcast)
 
 
-@overload(linear_backward_weight, inline="always")
+@overload_inline(linear_backward_weight)
 def _weight(x_t: Any, d_out: Any, d_weight: Any, accumulate: Any, upcast: Any) -> Any:
     return _weight_fp16 if d_out.dtype == types.int16 else _weight_bf16
 

@@ -24,6 +24,7 @@ from threadloom.kernels.compiling.jit import (
     jit_kernel as jit_kernel,
     jit_strict_fp as jit_strict_fp,
     jit_strict_inline as jit_strict_inline,
+    overload_inline as overload_inline,
 )
 from threadloom.kernels.compiling.process_switch import ProcessSwitch as ProcessSwitch
 from threadloom.kernels.compiling.target import TARGET as TARGET

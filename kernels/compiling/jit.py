@@ -26,6 +26,8 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
+from numba import types
+from numba.core.typing.templates import infer, infer_global, make_overload_template
 
 from threadloom.kernels.compiling.cache import KernelCache
 from threadloom.kernels.compiling.cache_folder import CACHE_FOLDER
@@ -33,6 +35,7 @@ from threadloom.kernels.compiling.dispatcher import KernelDispatcher
 from threadloom.kernels.compiling.source_digest import SourceDigests
 
 Function = TypeVar("Function", bound=Callable[..., object])
+Choice = TypeVar("Choice", bound=Callable[..., Any])
 
 FASTMATH = {"nsz", "arcp", "contract", "afn", "reassoc"}
 
@@ -92,3 +95,25 @@ def jit_strict_inline(function: Function) -> Function:
 def jit_always_inline(function: Function) -> Function:
     """Compile a helper that LLVM must inline; only fusing multiply-add and ignoring the sign of zero are allowed."""
     return _compiled(function, fastmath={"nsz", "contract"}, forceinline=True)
+
+
+def overload_inline(function: Callable[..., Any]) -> Callable[[Choice], Choice]:
+    """Decorate a function that returns the body of `function` for the types of its arguments, copied into callers.
+
+    As Numba's ``overload`` with ``inline="always"``: the flags of the caller count for the body. Numba compiles a body
+    to know its types, as if Python called it, with all that it calls, to machine code that nothing executes. Here it is
+    compiled like the callee of a kernel, which has none (`kernels.compiling.dispatcher`).
+    """
+
+    def decorate(choose: Choice) -> Choice:
+        template = make_overload_template(function, choose, {}, True, "always")
+        template._get_jit_decorator = lambda _: _body
+        infer(template)
+        infer_global(function, types.Function(template))
+        return choose
+
+    return decorate
+
+
+def _body(**options: Any) -> Callable[[Any], Any]:
+    return lambda function: KernelDispatcher(function, targetoptions=_NOPYTHON | options)

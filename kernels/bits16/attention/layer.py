@@ -12,7 +12,6 @@ bfloat16 has GEMMs of small matrices for this purpose (`kernels.bits16.attention
 from typing import Any
 
 from numba import types
-from numba.extending import overload
 
 from threadloom.kernels.bits16.attention.backward import backward_bf16
 from threadloom.kernels.bits16.attention.forward import forward_bf16
@@ -20,11 +19,11 @@ from threadloom.kernels.bits16.attention.fp16 import backward_fp16, forward_fp16
 from threadloom.kernels.bits16.attention.numpy_fallback import backward_numpy, forward_numpy
 from threadloom.kernels.bits16.attention.scratch import AttentionScratch
 from threadloom.kernels.common import AttentionActivations, HeadCounts, Part
-from threadloom.kernels.compiling import jit_inline_body
+from threadloom.kernels.compiling import jit_inline_body, overload_inline
 from threadloom.kernels.simd import Bits16
 
 
-@overload(forward_numpy, inline="always")
+@overload_inline(forward_numpy)
 def _forward(acts: Any, sequences: Any, heads: Any, part: Any, scratch: Any) -> Any:
     kernel: Any = forward_bf16 if acts[0].dtype == types.uint16 else forward_fp16
 
@@ -34,7 +33,7 @@ def _forward(acts: Any, sequences: Any, heads: Any, part: Any, scratch: Any) -> 
     return run
 
 
-@overload(backward_numpy, inline="always")
+@overload_inline(backward_numpy)
 def _backward(d_out: Any, acts: Any, sequences: Any, heads: Any, part: Any, d_qkv: Any, scratch: Any) -> Any:
     kernel: Any = backward_bf16 if d_out.dtype == types.uint16 else backward_fp16
 
