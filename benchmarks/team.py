@@ -3,13 +3,16 @@
     python -m benchmarks.team [CONFIG] [--rounds N] [--members N] [--set key=value ...]
 
 The sides alternate within each round; a figure is the median of the seconds of forward and backward, each with its
-ratio to one thread, after the loss and every gradient of both sides have been found equal, bit by bit.
+ratio to one thread, after the loss and every gradient of both sides have been found equal, bit by bit. The bound is the
+ratio that the CPU time of all members allows, if each has a core: other programs, which hold up members, hardly change
+it.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from threadloom.pipeline import blas_threads
 from threadloom.stages.data import RandomTokens
@@ -29,7 +32,19 @@ class Side:
             self.config, RandomTokens(self.config.geometry(), self.config.batch_sizes, self.config.seed)
         )
         self.members = members
+        self.forget()
+
+    def forget(self) -> None:
+        """Discard the figures of all rounds: seconds, and seconds of CPU time."""
         self.seconds: dict[str, list[float]] = {"forward": [], "backward": []}
+        self.cpu_seconds: dict[str, list[float]] = {"forward": [], "backward": []}
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        begin, cpu = time.perf_counter(), time.process_time()
+        yield
+        self.seconds[name].append(time.perf_counter() - begin)
+        self.cpu_seconds[name].append(time.process_time() - cpu)
 
     def run(self) -> tuple[float, bytes]:
         """Compute the gradient of batch 0; return its loss and the bits of all gradients."""
@@ -38,12 +53,10 @@ class Side:
         training.draw.acquire(item)
         training.embed.acquire(training.draw(item))
         training.embed(item)
-        start = time.perf_counter()
-        training.forward(item)
-        middle = time.perf_counter()
-        gradient = training.backward(item)
-        self.seconds["forward"].append(middle - start)
-        self.seconds["backward"].append(time.perf_counter() - middle)
+        with self._timed("forward"):
+            training.forward(item)
+        with self._timed("backward"):
+            gradient = training.backward(item)
         return gradient.loss, training.lanes.flat.tobytes()
 
 
@@ -60,16 +73,18 @@ def main() -> None:
         found = [side.run() for side in sides]
         assert found[0] == found[1], "the bits of the team are not those of one thread"
         for side in sides:
-            side.seconds = {name: [] for name in side.seconds}
+            side.forget()
         for _ in range(arguments.rounds):
             for side in sides:
                 side.run()
     for name in ("forward", "backward"):
         alone, team = (statistics.median(side.seconds[name]) for side in sides)
         ratios = sorted(a / b for a, b in zip(*(side.seconds[name] for side in sides), strict=True))
+        cpu_alone, cpu_team = (statistics.median(side.cpu_seconds[name]) for side in sides)
+        bound = arguments.members * cpu_alone / cpu_team
         print(
             f"{arguments.config} {name:8}  {1e3 * alone:8.1f} ms  {1e3 * team:8.1f} ms by {arguments.members}  "
-            f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
+            f"ratio {statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}), bound {bound:.2f}"
         )
 
 
