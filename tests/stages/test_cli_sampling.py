@@ -178,6 +178,14 @@ def test_a_sample_in_another_number_format(tmp_path: Path, precision: DecodePrec
     assert found.out == "a" + bytes(ids).decode() + "\n"
 
 
+def test_the_number_of_threads_does_not_change_a_sample(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    greedy = ("sample", folder, "--prompt=a", "--tokens=40", "--temperature=0")
+    texts = {command(*greedy, f"--threads={threads}").out for threads in (1, 3)}
+    assert len(texts) == 1 < len(max(texts))
+    assert command("sample", folder, "--tokens=1", "--threads=0").status == 2
+
+
 def test_the_float32_weights_of_a_sample_in_another_format_are_freed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
