@@ -178,12 +178,13 @@ def choose_threads(threads: ThreadsConfig, workers: int, writers: int) -> Resolv
 def choose_slots(config: Config, geometry: Geometry, forward: int, backward: int, micro_batches: int) -> int:
     """Return the number of slots for threads of forward and backward; an update has `micro_batches`.
 
-    With one slot per thread every core has a micro-batch. In a small model one more hides the time in which the next
-    one is drawn and passed on. Micro-batches of later batches wait for their version of the weights, and need no slot
-    until it is there.
+    With one slot per thread every core has a micro-batch. A small model has twice as many: forward of the next
+    micro-batches then goes on beside backward of these, and no thread waits for one to be drawn and passed on. One more
+    than the threads is slower than none: its micro-batch leaves another one for the end of the update, alone.
+    Micro-batches of later batches wait for their version of the weights, and need no slot until it is there.
     """
-    ahead = 1 if parameter_count(geometry) <= SMALL_MODEL_ELEMENTS else 0
-    return min(max(forward, backward) + ahead, micro_batches * (config.delay + 1))
+    of_threads = max(forward, backward) * (2 if parameter_count(geometry) <= SMALL_MODEL_ELEMENTS else 1)
+    return min(of_threads, micro_batches * (config.delay + 1))
 
 
 def _fastest_gemm(blas_threads: int) -> Gemm:

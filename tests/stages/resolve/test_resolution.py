@@ -122,7 +122,8 @@ def test_automatic_sharing_of_lanes_saves_memory(context: int, batch: int, steps
 
 
 def test_slots_are_limited_by_the_delay() -> None:
-    assert [resolve(tiny(batch_size=2, micro_batch=1, delay=delay), 4).slots for delay in (0, 1, 2, 3)] == [2, 4, 5, 5]
+    slots = [resolve(tiny(batch_size=2, micro_batch=1, delay=delay), 4).slots for delay in range(5)]
+    assert slots == [2, 4, 6, 8, 8]
 
 
 def test_shared_lanes_are_part_of_the_trajectory_only_if_true() -> None:
@@ -135,7 +136,7 @@ def test_shared_lanes_are_part_of_the_trajectory_only_if_true() -> None:
 def test_choices_for_the_cores() -> None:
     resolved = resolve(load_config("small"), 3)
     assert resolved.threads == ResolvedThreads(embed=1, forward=3, backward=3, reduce=3, update=3, blas=1)
-    assert (resolved.slots, resolved.extra_banks) == (4, 1)
+    assert (resolved.slots, resolved.extra_banks) == (6, 1)
     large = resolve(load_config("large"), 3)
     assert (large.threads.forward, large.slots, large.extra_banks) == (3, 3, 0)
     few = resolve(tiny(batch_size=2, micro_batch=1), 5)
