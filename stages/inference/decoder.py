@@ -36,9 +36,9 @@ class Decoder:
     not in the format that its kernels read, the matrices of one layer. The weights must not change while the decoder is
     in use.
 
-    Several threads may divide the work of each token; the bits do not depend on their number. One thread decodes tokens
-    as long as that is faster (`stages.inference.thread_choice`). The threads are started by the first token that they
-    divide, and end when the decoder is closed, or after a fraction of a second without a token.
+    Several threads may divide the work of a long prompt and of each token; the bits do not depend on their number. One
+    thread decodes tokens as long as that is faster (`stages.inference.thread_choice`). The threads are started by the
+    first work that they divide, and end when the decoder is closed, or after a fraction of a second without a token.
     """
 
     def __init__(self, weights: ModelWeights, geometry: Geometry, threads: int = 1) -> None:
@@ -56,11 +56,11 @@ class Decoder:
         self._weights = weights
         self._geometry = geometry
         self._constants = layout.constants(geometry)
-        self._layers = prompt_layers(weights, geometry)
         format_of_cache = np.float32 if weights.wte.dtype == np.float32 else np.uint16
         cache = Arena({"keys": (n, t, width), "values": (n, t, width)}, format_of_cache)
         self._cache = KVCache(cache["keys"], cache["values"])
         self._threads, self._choice = MemberThreads(threads), ThreadChoice(threads)
+        self._layers = prompt_layers(weights, geometry, self._threads)
         self._scratch = _scratch_of_members(geometry, threads)
         self._logits: Floats = Arena({"logits": (geometry.vocabulary,)})["logits"]
         self._cached: list[int] = []  # tokens in the cache, by position; modified by prefill and append alone

@@ -1,5 +1,6 @@
 """A prompt, processed by the kernels of training, layer by layer, with the weights of generation in any format."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,13 +16,13 @@ from threadloom.stages.models import Geometry, architecture_of
 class PromptLayers(Protocol):
     """The layers of a model with its weights, which the kernels of training run one at a time."""
 
-    def activations(self, rows: int) -> Any:
-        """Allocate the activations of one layer for `rows` tokens."""
+    def activations(self, rows: int) -> Sequence[Any]:
+        """Allocate the activations of one layer for `rows` tokens, as each of the threads that run it sees them."""
 
-    def residual(self, activations: Any) -> Floats:
+    def residual(self, activations: Sequence[Any]) -> Floats:
         """Return the residual stream (R, C) of the activations."""
 
-    def run(self, number: int, activations: Any) -> None:
+    def run(self, number: int, activations: Sequence[Any]) -> None:
         """Run a layer on the residual stream, and fill the activations."""
 
 
@@ -36,7 +37,7 @@ def process_prompt(
     for number in range(geometry.layers):
         layers.run(number, activations)
         of_layer = KVCache(cache.keys[number : number + 1], cache.values[number : number + 1])
-        kernels.prefill_cache(activations.qkv, 0, rows, of_layer)
+        kernels.prefill_cache(activations[0].qkv, 0, rows, of_layer)
     last: Floats = x[rows - 1]
     return last
 

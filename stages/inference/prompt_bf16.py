@@ -1,5 +1,6 @@
 """The layers of a prompt in bfloat16. Loaded only when they are needed, since it loads the kernels of 16 bits."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,6 +11,8 @@ from threadloom.kernels.float32 import packed_from_blocks8
 from threadloom.kernels.matmul import PANEL, packed_shape, prepare_bf16
 from threadloom.pipeline import Arena
 from threadloom.stages.config import Precision
+from threadloom.stages.inference.layer_threads import LayerThreads
+from threadloom.stages.inference.member_threads import MemberThreads
 from threadloom.stages.inference.prompt import layer_of, stacked_matrices
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.layouts.bits16 import bits16_layout_of
@@ -24,11 +27,12 @@ class Bf16Layers:
     is all the memory that this takes.
     """
 
-    def __init__(self, weights: ModelWeights, geometry: Geometry) -> None:
+    def __init__(self, weights: ModelWeights, geometry: Geometry, threads: MemberThreads) -> None:
         """Take the weights, in either format of `stored_weights`."""
         self._weights, self._geometry = weights, geometry
         self._layout, self._bits16 = layout_of(geometry), bits16_layout_of(geometry)
         self._constants = self._layout.constants(geometry)
+        self._threads = LayerThreads(self._bits16.kernels, self._bits16.team, geometry, threads)
         fields = self._bits16.packed_fields(geometry)
         self._fields = {name: fields[name] for name in stacked_matrices(geometry)}
         one_layer = replace(geometry, layers=1)
@@ -39,23 +43,25 @@ class Bf16Layers:
         self._scales = np.empty(PANEL, np.float32)
         prepare_bf16()
 
-    def activations(self, rows: int) -> Any:
+    def activations(self, rows: int) -> Sequence[Any]:
         """Allocate the activations."""
-        one_layer = replace(self._geometry, layers=1, context=rows)
-        return Bits16Memory(Precision.BF16, one_layer, 1).allocate_evaluation_slot().activations
+        memory = Bits16Memory(Precision.BF16, replace(self._geometry, layers=1, context=rows), 1)
+        first = memory.allocate_evaluation_slot().activations
+        others = (memory.allocate_member_scratch() for _ in range(self._threads.members(rows) - 1))
+        return [first, *(first._replace(thread=scratch["thread"]) for scratch in others)]
 
-    def residual(self, activations: Any) -> Floats:
+    def residual(self, activations: Sequence[Any]) -> Floats:
         """Return the residual stream."""
-        x: Floats = activations.x
+        x: Floats = activations[0].x
         return x
 
-    def run(self, number: int, activations: Any) -> None:
+    def run(self, number: int, activations: Sequence[Any]) -> None:
         """Run the layer."""
         layer = layer_of(self._weights, self._geometry, number)
         packed = {field: self._operand(name, getattr(layer, name)) for name, field in self._fields.items()}
         weights = self._bits16.weights(_without_matrices(layer, self._geometry), self._without._replace(**packed))
         constants = self._layout.layer_constants(self._constants, number)
-        self._bits16.kernels.blocks_forward(weights, activations, 1, constants)
+        self._threads.run(weights, activations, constants)
 
     def _operand(self, name: str, stored: Any) -> Any:
         """Return a packed matrix (1, panels, pairs, 32): the stored one, or that of 8 bits packed."""

@@ -15,16 +15,17 @@ measured at run time, so that a seed gives the same text on a processor.
 import numpy as np
 
 from threadloom.kernels.simd import DotPath, low_precision_info
+from threadloom.stages.inference.member_threads import MemberThreads
 from threadloom.stages.inference.prompt import PromptLayers
 from threadloom.stages.inference.prompt_float32 import Float32Layers
 from threadloom.stages.layouts import ModelWeights
 from threadloom.stages.models import Geometry
 
 
-def prompt_layers(weights: ModelWeights, geometry: Geometry) -> PromptLayers:
-    """Return the layers of a model in the number format in which this processor is fastest."""
+def prompt_layers(weights: ModelWeights, geometry: Geometry, threads: MemberThreads) -> PromptLayers:
+    """Return the layers of a model in the number format in which this processor is fastest, divided among threads."""
     if weights.wte.dtype == np.float32 or geometry.factors or low_precision_info().path is DotPath.FLOAT32:
-        return Float32Layers(weights, geometry)
+        return Float32Layers(weights, geometry, threads)
     from threadloom.stages.inference.prompt_bf16 import Bf16Layers  # loads the kernels of 16 bits
 
-    return Bf16Layers(weights, geometry)
+    return Bf16Layers(weights, geometry, threads)

@@ -5,7 +5,7 @@ from typing import Any
 from threadloom import kernels
 from threadloom.kernels import ATTENTION_TILE, Activations, DecodeScratch, Floats, Scratch, TokenIds, Weights
 from threadloom.kernels.common import DocumentStarts, Gpt2Constants, ModelKernels
-from threadloom.kernels.float32 import GPT2, GPT2_DECODE
+from threadloom.kernels.float32 import GPT2, GPT2_DECODE, GPT2_TEAM
 from threadloom.stages.layouts.lora import lora_activation_shapes, lora_constants, lora_scratch_shapes
 from threadloom.stages.models import Geometry, Shape
 
@@ -22,6 +22,7 @@ class Gpt2Layout:
     of_head = frozenset({"lnf_weight", "lnf_bias"})
     softmax_rows = 0
     kernels: ModelKernels[Any, Any, Any, Any, Any] = GPT2
+    team = GPT2_TEAM
     decode = GPT2_DECODE
     decode_matrices: tuple[str, ...] = ("wte", *LORA_MATRICES)
     decode_scratch = DecodeScratch

@@ -3,7 +3,7 @@
 from typing import Any, Protocol, TypeVar
 
 from threadloom.kernels import Floats, TokenIds, Weights
-from threadloom.kernels.common import DocumentStarts, HeadCounts, LlamaWeights, ModelKernels
+from threadloom.kernels.common import DocumentStarts, HeadCounts, LlamaWeights, ModelKernels, TeamKernels
 from threadloom.kernels.float32 import DecodeKernels
 from threadloom.stages.models import Geometry, Shape
 
@@ -28,6 +28,8 @@ class Layout(Protocol[GeometryT]):
     """Rows of the array ``logits`` that are scratch of a head's softmax, after those of a chunk."""
     kernels: ModelKernels[Any, Any, Any, Any, Any]
     """The model kernels in float32."""
+    team: TeamKernels[Any, Any, Any, Any, Any]
+    """Those of a team of threads, for models without factors of the token embedding, adapters, and norms of heads."""
     decode: DecodeKernels[Any, Any, Any]
     """The kernels of generation, in float32."""
     decode_matrices: tuple[str, ...]

@@ -7,6 +7,7 @@ from threadloom.kernels.common import DocumentStarts, LlamaConstants, LlamaWeigh
 from threadloom.kernels.float32 import (
     LLAMA,
     LLAMA_DECODE,
+    LLAMA_TEAM,
     LlamaActivations,
     LlamaDecodeScratch,
     LlamaScratch,
@@ -29,6 +30,7 @@ class LlamaLayout:
     of_head = frozenset({"head", "normf_weight"})
     softmax_rows = 0
     kernels = LLAMA
+    team = LLAMA_TEAM
     decode = LLAMA_DECODE
     decode_matrices: tuple[str, ...] = ("wte", "head", *LORA_MATRICES)
     decode_scratch = LlamaDecodeScratch

@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 
 from threadloom.kernels import Floats, TokenIds
-from threadloom.kernels.bits16 import GPT2, Activations16, PackedWeights, Scratch16, Weights16, embedding_forward
+from threadloom.kernels.bits16 import (
+    GPT2,
+    GPT2_TEAM,
+    Activations16,
+    PackedWeights,
+    Scratch16,
+    Weights16,
+    embedding_forward,
+)
 from threadloom.kernels.common import DocumentStarts, ModelKernels
 from threadloom.stages.layouts.bits16.layout import FLOAT, ArraySpecs
 from threadloom.stages.layouts.bits16.lora import lora_activation_specs, lora_packed_fields, lora_scratch_specs
@@ -26,6 +34,7 @@ class Gpt2Bits16Layout:
     activations = Activations16
     scratch = Scratch16
     kernels: ModelKernels[Any, Any, Any, Any, Any] = GPT2
+    team = GPT2_TEAM
 
     def packed_fields(self, geometry: Geometry) -> dict[str, str]:
         """Return every matrix but the position embedding."""

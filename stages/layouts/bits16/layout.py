@@ -6,7 +6,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from threadloom.kernels import Floats, TokenIds
-from threadloom.kernels.common import DocumentStarts, ModelKernels
+from threadloom.kernels.common import DocumentStarts, ModelKernels, TeamKernels
 from threadloom.stages.models import Geometry, Shape
 
 ArraySpec = tuple[Shape, np.dtype[Any]]
@@ -38,6 +38,8 @@ class Bits16Layout(Protocol[GeometryT]):
     """The tuple of the scratch of the backward pass."""
     kernels: ModelKernels[Any, Any, Any, Any, Any]
     """The model kernels, which serve both formats."""
+    team: TeamKernels[Any, Any, Any, Any, Any]
+    """Those of a team of threads, in bfloat16 alone, for the same models as in float32."""
 
     def packed_fields(self, geometry: GeometryT) -> dict[str, str]:
         """Return the matrices with packed weights → field of `packed`, in the order of the table of shapes.

@@ -8,6 +8,7 @@ import numpy as np
 from threadloom.kernels import Floats, TokenIds
 from threadloom.kernels.bits16 import (
     LLAMA,
+    LLAMA_TEAM,
     LlamaActivations16,
     LlamaPackedWeights,
     LlamaScratch16,
@@ -33,6 +34,7 @@ class LlamaBits16Layout:
     activations = LlamaActivations16
     scratch = LlamaScratch16
     kernels = LLAMA
+    team = LLAMA_TEAM
 
     def packed_fields(self, geometry: LlamaGeometry) -> dict[str, str]:
         """Return every matrix; the token embedding of a tied model is the output projection."""

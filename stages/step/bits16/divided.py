@@ -4,17 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from threadloom.kernels import AccumulationTicket
-from threadloom.kernels.bits16 import GPT2_TEAM, LLAMA_TEAM
-from threadloom.kernels.common import NO_TERMS, LossTerms, TeamKernels
+from threadloom.kernels.common import NO_TERMS, LossTerms
 from threadloom.stages.config import NO_DROPOUT, DropoutConfig, Precision
 from threadloom.stages.layouts import ModelWeights
+from threadloom.stages.layouts.bits16 import bits16_layout_of
 from threadloom.stages.memory import MicroBatchSlot
 from threadloom.stages.models import Geometry
 from threadloom.stages.step import DividedPasses, Teams, Version
 from threadloom.stages.step.bits16.compute import Bits16Compute
-
-_KERNELS: Mapping[str, TeamKernels[Any, Any, Any, Any, Any]] = {"gpt2": GPT2_TEAM, "llama": LLAMA_TEAM}
-"""Name of the architecture → its kernels."""
 
 
 def _with_scratch(acts: Any, scratch: Mapping[str, Any]) -> Any:
@@ -35,7 +32,7 @@ class DividedBf16Compute(Bits16Compute):
         dropout: DropoutConfig = NO_DROPOUT,
     ) -> None:
         super().__init__(Precision.BF16, geometry, sequences, recompute=recompute, borders=borders, dropout=dropout)
-        self._passes = DividedPasses(_KERNELS[geometry.architecture], geometry, sequences, teams)
+        self._passes = DividedPasses(bits16_layout_of(geometry).team, geometry, sequences, teams)
 
     def forward(self, version: Version, slot: MicroBatchSlot) -> None:
         """Run all blocks, each member in one compiled call."""

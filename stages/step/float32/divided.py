@@ -4,17 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from threadloom.kernels import AccumulationTicket
-from threadloom.kernels.common import NO_TERMS, LossTerms, TeamKernels
-from threadloom.kernels.float32 import GPT2_TEAM, LLAMA_TEAM
+from threadloom.kernels.common import NO_TERMS, LossTerms
 from threadloom.stages.config import NO_DROPOUT, DropoutConfig
-from threadloom.stages.layouts import ModelWeights
+from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.memory import MicroBatchSlot
 from threadloom.stages.models import Geometry
 from threadloom.stages.step import DividedPasses, Teams, Version
 from threadloom.stages.step.float32.compute import Float32Compute
-
-_KERNELS: Mapping[str, TeamKernels[Any, Any, Any, Any, Any]] = {"gpt2": GPT2_TEAM, "llama": LLAMA_TEAM}
-"""Name of the architecture → its kernels."""
 
 
 def _with_scratch(acts: Any, scratch: Mapping[str, Any]) -> Any:
@@ -34,7 +30,7 @@ class DividedFloat32Compute(Float32Compute):
         dropout: DropoutConfig = NO_DROPOUT,
     ) -> None:
         super().__init__(geometry, sequences, borders=borders, dropout=dropout)
-        self._passes = DividedPasses(_KERNELS[geometry.architecture], geometry, sequences, teams)
+        self._passes = DividedPasses(layout_of(geometry).team, geometry, sequences, teams)
 
     def forward(self, version: Version, slot: MicroBatchSlot) -> None:
         """Run all blocks, each member in one compiled call."""

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
               show_default=True,
               help="Format of the weights. auto: bf16 above 8 million weights, otherwise float32.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), default=None,
-              help="Threads that divide the work of a token; the text does not depend on their number.  "
+              help="Threads that divide a prompt and each token; the text does not depend on their number.  "
                    "[default: the cores, fewer for a small model]")  # fmt: skip
 @base_option
 @average_option
