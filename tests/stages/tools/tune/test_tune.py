@@ -197,7 +197,7 @@ def test_the_table_and_the_conclusions_are_functions_of_the_result() -> None:
 
 def test_a_trial_has_its_memory_and_the_load_of_its_stages() -> None:
     config = apply_overrides(TINY, ["model.vocab_size=11", "steps=1000000"])
-    trials = Trials(config, cores=2, seconds=0.0)
+    trials = Trials(config, cores=2, seconds=0.05)
     default = TunedSettings.of(resolve(config, 2))
     trial, larger = trials(default), trials(default.changed(slots=default.slots + 4))
     assert trial.memory is not None
