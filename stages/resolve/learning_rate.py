@@ -20,6 +20,9 @@ from threadloom.stages.resolve.adapters import LORA_LEARNING_RATE
 
 WARMUP_SHARE = 0.15
 """Share of the updates that is warm-up, as in the fit."""
+_DELAYED_SHARES = (WARMUP_SHARE, 0.25, 0.5)
+"""The same for delays of 0, 1, and 2 or more: a delayed gradient is unstable at a rate that others bear, until the
+sharpest directions have flattened (docs/performance.md, "Delay")."""
 FINE_TUNING_WARMUP = 10
 _FINE_TUNING_RATE = 5e-5
 """Learning rate of transformers' `Trainer`."""
@@ -84,7 +87,7 @@ def rate_and_warmup(config: Config) -> tuple[float, int]:
     if lr is None:
         lr = RATE_RULE.rate(config.model.channels, config.sequences * config.model.context, length)
     if warmup is None:
-        warmup = FINE_TUNING_WARMUP if config.init else round(WARMUP_SHARE * length)
+        warmup = FINE_TUNING_WARMUP if config.init else round(_DELAYED_SHARES[min(config.delay, 2)] * length)
         warmup = min(warmup, length, config.schedule.decay_steps or length)
     return lr, warmup
 

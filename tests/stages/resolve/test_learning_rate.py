@@ -66,12 +66,16 @@ def test_open_values_follow_the_rule_and_stay() -> None:
         (("schedule.kind=linear", "schedule.decay_steps=400"), 400),
         (("schedule.kind=constant", "schedule.decay_steps=400"), 1000),
         ((), 1000),
-        (("delay=2",), 1000),
     ],
 )
 def test_the_length_is_that_of_the_decay(overrides: tuple[str, ...], length: int) -> None:
     found = rate_of(asked(*OPEN, "steps=1000", *overrides))
     assert found == (RATE_RULE.rate(6, 96, length), round(0.15 * length))
+
+
+@pytest.mark.parametrize(("delay", "warmup"), [(0, 15), (1, 25), (2, 50), (3, 50)])
+def test_an_open_warmup_is_longer_with_a_delay(delay: int, warmup: int) -> None:
+    assert rate_of(asked(*OPEN, "steps=100", f"delay={delay}")) == (RATE_RULE.rate(6, 96, 100), warmup)
 
 
 def test_an_open_warmup_fits_any_decay() -> None:
