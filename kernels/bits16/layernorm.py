@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from threadloom.kernels.bits16.norm_rows import normalise_row, scale_row
-from threadloom.kernels.common import Affine, Part, row_statistics
-from threadloom.kernels.compiling import Floats, jit_always_inline, jit_inline_body, jit_kernel, jit_strict_fp
+from threadloom.kernels.common import Affine, Part, plus_product, row_statistics
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel, jit_strict_fp
 from threadloom.kernels.simd import Bits16, load16, store16
 
 _ZERO = np.float32(0.0)
@@ -121,11 +121,6 @@ def layernorm_backward(
         _round_and_sum(target, dx16[r], grads.added)
 
 
-@jit_always_inline
-def _plus_product(total: np.float32, a: np.float32, b: np.float32) -> np.float32:
-    return total + a * b
-
-
 @jit_strict_fp  # nothing is reassociated: `_affine_backward` uses the product of an element for its row's sum, too
 def layernorm_backward_columns(d_out: Floats, n: Bits16, columns: Part, d_affine: Affine, accumulate: bool) -> None:
     """Compute some columns of the gradients of weight and bias, with the bits of `layernorm_backward`.
@@ -139,6 +134,6 @@ def layernorm_backward_columns(d_out: Floats, n: Bits16, columns: Part, d_affine
     for r in range(n.shape[0]):
         row, d = n[r][columns.first : columns.last], d_out[r][columns.first : columns.last]
         for j in range(d_weight.shape[0]):
-            d_weight[j] = _plus_product(d_weight[j], d[j], load16(row, j))
+            d_weight[j] = plus_product(d_weight[j], d[j], load16(row, j))
         for j in range(d_bias.shape[0]):
             d_bias[j] += d[j]

@@ -10,7 +10,7 @@ from threadloom.kernels.bits16.cross_entropy import add_losses, cross_entropy_ba
 from threadloom.kernels.bits16.head import ProjectionScratch
 from threadloom.kernels.bits16.linear import linear_backward_weight, logits_backward_input, logits_forward
 from threadloom.kernels.bits16.tensors import Fp16UpcastScratch, PackedPair
-from threadloom.kernels.common import Part, Team, meet, part_of
+from threadloom.kernels.common import Part, Team, meet, part_of, part_of_units
 from threadloom.kernels.compiling import Floats, TokenIds, jit_inline_body, jit_kernel, jit_strict_inline
 from threadloom.kernels.matmul import PANEL, TILE_SIZE, transpose_bf16
 from threadloom.kernels.simd import Bits16
@@ -19,8 +19,7 @@ from threadloom.kernels.simd import Bits16
 @jit_strict_inline
 def tiles_of(length: int, team: Team) -> Part:
     """Return the member's part of an axis, as `part_of`, cut at multiples of the rows of a tile of AMX."""
-    tiles = part_of((length + TILE_SIZE - 1) // TILE_SIZE, team)
-    return Part(min(tiles.first * TILE_SIZE, length), min(tiles.last * TILE_SIZE, length))
+    return part_of_units(length, TILE_SIZE, team)
 
 
 @jit_strict_inline

@@ -90,6 +90,7 @@ from threadloom.kernels.common.llama_heads import (
     rotate_heads_backward as rotate_heads_backward,
     rotate_heads_forward as rotate_heads_forward,
 )
+from threadloom.kernels.common.multiply_add import plus_product as plus_product
 from threadloom.kernels.common.protocol import (
     ARCHITECTURES as ARCHITECTURES,
     KERNELS as KERNELS,
@@ -123,6 +124,7 @@ from threadloom.kernels.common.team import (
     make_team as make_team,
     meet as meet,
     part_of as part_of,
+    part_of_units as part_of_units,
 )
 from threadloom.kernels.common.tensors import (
     ATTENTION_TILE as ATTENTION_TILE,

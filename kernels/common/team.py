@@ -51,11 +51,18 @@ def part_of(length: int, team: Team) -> Part:
     return Part(length * team.member // members, length * (team.member + 1) // members)
 
 
+@jit_strict_inline
+def part_of_units(length: int, unit: int, team: Team) -> Part:
+    """Return the member's part of an axis, as `part_of`, in whole units but for the last one of the axis."""
+    units = part_of((length + unit - 1) // unit, team)
+    return Part(min(units.first * unit, length), min(units.last * unit, length))
+
+
 if JIT_ENABLED:
 
     @jit_strict_fp
-    def meet(team: Team) -> None:
-        """Wait until all members have come to this meeting, or the team stops."""
+    def meet_with_looks(team: Team, most: int) -> None:
+        """Wait until all members have come to this meeting, or the team stops; after `most` looks sleep between two."""
         stop = team.stop.ctypes.data
         wanted = team.counts[team.member, 0] + 1
         store_release(team.counts[team.member].ctypes.data, wanted)
@@ -63,14 +70,20 @@ if JIT_ENABLED:
             other, looks = team.counts[member].ctypes.data, 0
             while load_acquire(other) < wanted and load_acquire(stop) == 0:
                 looks += 1
-                if looks > _LOOKS:
+                if looks > most:
                     pause()
 
 else:
 
-    def meet(team: Team) -> None:
-        """Wait until all members have come to this meeting, or the team stops."""
+    def meet_with_looks(team: Team, most: int) -> None:
+        """Wait until all members have come to this meeting, or the team stops; sleep between looks."""
         team.counts[team.member, 0] += 1
         wanted = team.counts[team.member, 0]
         while (team.counts[:, 0] < wanted).any() and team.stop[0] == 0:
             time.sleep(PAUSE * 1e-6)
+
+
+@jit_strict_fp
+def meet(team: Team) -> None:
+    """Wait until all members have come to this meeting, or the team stops."""
+    meet_with_looks(team, _LOOKS)

@@ -8,26 +8,21 @@ gets one. For the same reason it looks for the next token for a while before its
 
 import time
 
-from threadloom.kernels.common.team import Team, meet
-from threadloom.kernels.common.waiting import Counts, load_acquire, pause, store_release
+from threadloom.kernels.common.team import Team, meet_with_looks
+from threadloom.kernels.common.waiting import Counts, load_acquire
 from threadloom.kernels.compiling import JIT_ENABLED, jit_strict_fp
 
 _LOOKS = 300_000  # before the first sleep: some 300 microseconds
 _LOOKS_BETWEEN = 4 * _LOOKS  # tokens: the caller draws the next one in some tenths of a millisecond
 
-if JIT_ENABLED:
 
-    @jit_strict_fp
-    def meet_soon(team: Team) -> None:
-        """Wait until all members have come to this meeting, or the team stops."""
-        stop, wanted = team.stop.ctypes.data, team.counts[team.member, 0] + 1
-        store_release(team.counts[team.member].ctypes.data, wanted)
-        for member in range(team.counts.shape[0]):
-            other, looks = team.counts[member].ctypes.data, 0
-            while load_acquire(other) < wanted and load_acquire(stop) == 0:
-                looks += 1
-                if looks > _LOOKS:
-                    pause()
+@jit_strict_fp
+def meet_soon(team: Team) -> None:
+    """Wait until all members have come to this meeting, or the team stops."""
+    meet_with_looks(team, _LOOKS)
+
+
+if JIT_ENABLED:
 
     @jit_strict_fp
     def look_for(count: Counts, wanted: int) -> None:
@@ -37,7 +32,6 @@ if JIT_ENABLED:
             looks += 1
 
 else:
-    meet_soon = meet
 
     def look_for(count: Counts, wanted: int) -> None:
         """Give other threads a moment if a count (1,) is less than `wanted`."""

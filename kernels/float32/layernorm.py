@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from threadloom.kernels.common import Affine, Part, row_statistics
-from threadloom.kernels.compiling import Floats, jit_always_inline, jit_inline_body, jit_kernel, jit_strict_fp
+from threadloom.kernels.common import Affine, Part, plus_product, row_statistics
+from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel, jit_strict_fp
 
 _ZERO = np.float32(0.0)
 
@@ -96,11 +96,6 @@ def layernorm_backward(
             target[j] += rstd * (d_row[j] * weight[j] - mean_g - n * mean_gn)
 
 
-@jit_always_inline
-def _plus_product(total: np.float32, a: np.float32, b: np.float32) -> np.float32:
-    return total + a * b
-
-
 @jit_strict_fp  # nothing is reassociated: in the loop of `_affine_backward` the normalised element is used twice
 def layernorm_backward_columns(
     d_out: Floats, x: Floats, statistics: RowStatistics, columns: Part, d_affine: Affine, accumulate: bool
@@ -117,6 +112,6 @@ def layernorm_backward_columns(
         row, d_row = x[r][columns.first : columns.last], d_out[r][columns.first : columns.last]
         mean, rstd = statistics.mean[r], statistics.rstd[r]
         for j in range(d_weight.shape[0]):
-            d_weight[j] = _plus_product(d_weight[j], d_row[j], (row[j] - mean) * rstd)
+            d_weight[j] = plus_product(d_weight[j], d_row[j], (row[j] - mean) * rstd)
         for j in range(d_bias.shape[0]):
             d_bias[j] += d_row[j]

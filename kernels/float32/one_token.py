@@ -15,15 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba.extending import overload
 
-from threadloom.kernels.common import HeadCounts, Part, Team, meet_soon, part_of
+from threadloom.kernels.common import HeadCounts, Part, Team, meet_soon, part_of, part_of_units, plus_product
 from threadloom.kernels.compiling import (
     OVERLOAD_OPTIONS,
     Floats,
     TokenIds,
-    jit_always_inline,
     jit_kernel,
     jit_strict_fp,
-    jit_strict_inline,
 )
 from threadloom.kernels.float32.blocks8 import Blocks8, add_blocks8, copy_blocks8_column
 from threadloom.kernels.float32.packed_vector import add_packed, copy_packed_column
@@ -46,20 +44,13 @@ class KVCache(NamedTuple):
     values: FloatRow  # (L, context, K D)
 
 
-@jit_strict_inline
-def part_of_columns(columns: int, team: Team) -> Part:
-    """Return the member's part of the columns of a matrix: whole panels, but for the last one of the matrix."""
-    panels = part_of(-(-columns // PANEL), team)
-    return Part(min(panels.first * PANEL, columns), min(panels.last * PANEL, columns))
-
-
 @jit_kernel
 def write_product(x: Floats, weight: Matrix, bias: Floats, out: Floats, team: Team) -> None:
     """Write the member's columns of ``x @ weight + bias`` to `out`: x (I,), weight (I, O), bias (O,) or (0,), out (O,).
 
     A bias of length 0 adds nothing.
     """
-    columns = part_of_columns(out.shape[0], team)
+    columns = part_of_units(out.shape[0], PANEL, team)
     target = out[columns.first : columns.last]
     for j in range(target.shape[0]):
         target[j] = _ZERO
@@ -70,7 +61,7 @@ def write_product(x: Floats, weight: Matrix, bias: Floats, out: Floats, team: Te
 @jit_kernel
 def add_product(x: Floats, weight: Matrix, bias: Floats, out: Floats, team: Team) -> None:
     """Add the member's columns of ``x @ weight + bias`` to `out`, as `write_product`."""
-    columns = part_of_columns(out.shape[0], team)
+    columns = part_of_units(out.shape[0], PANEL, team)
     target = out[columns.first : columns.last]
     add_to(target, bias[columns.first : columns.last])
     _add_product(x, weight, columns, target)
@@ -79,7 +70,7 @@ def add_product(x: Floats, weight: Matrix, bias: Floats, out: Floats, team: Team
 @jit_kernel
 def write_logits(weight: Matrix, h: Floats, logits: Floats, team: Team) -> None:
     """Write the member's part of the products of the rows of `weight` (V, C) and `h` (C,) to `logits` (V,)."""
-    tokens = part_of_columns(logits.shape[0], team)
+    tokens = part_of_units(logits.shape[0], PANEL, team)
     _write_logits(weight, h, tokens, logits[tokens.first : tokens.last])
 
 
@@ -96,11 +87,6 @@ def copy_rows(weight: Matrix, numbers: TokenIds, targets: Floats) -> None:
         _copy_row(weight, numbers[r], targets[r])
 
 
-@jit_always_inline
-def _plus_product(total: np.float32, a: np.float32, b: np.float32) -> np.float32:
-    return total + a * b
-
-
 @jit_strict_fp  # nothing is reassociated: a column has the same bits in the vector loop and in the rest of it
 def _add_rows(x: Floats, weight: Floats, columns: Part, out: Floats) -> None:
     """Eight rows of the weight per pass over `out`, which is the columns alone."""
@@ -111,13 +97,13 @@ def _add_rows(x: Floats, weight: Floats, columns: Part, out: Floats) -> None:
         w4, w5, w6, w7 = weight[i + 4][j0:j1], weight[i + 5][j0:j1], weight[i + 6][j0:j1], weight[i + 7][j0:j1]
         x0, x1, x2, x3, x4, x5, x6, x7 = x[i], x[i + 1], x[i + 2], x[i + 3], x[i + 4], x[i + 5], x[i + 6], x[i + 7]
         for j in range(out.shape[0]):
-            low = _plus_product(_plus_product(_plus_product(x0 * w0[j], x1, w1[j]), x2, w2[j]), x3, w3[j])
-            high = _plus_product(_plus_product(_plus_product(x4 * w4[j], x5, w5[j]), x6, w6[j]), x7, w7[j])
+            low = plus_product(plus_product(plus_product(x0 * w0[j], x1, w1[j]), x2, w2[j]), x3, w3[j])
+            high = plus_product(plus_product(plus_product(x4 * w4[j], x5, w5[j]), x6, w6[j]), x7, w7[j])
             out[j] += low + high
     for i in range(eight, rows):
         row, factor = weight[i][j0:j1], x[i]
         for j in range(out.shape[0]):
-            out[j] = _plus_product(out[j], factor, row[j])
+            out[j] = plus_product(out[j], factor, row[j])
 
 
 @jit_kernel
