@@ -34,9 +34,13 @@ class StaleVersion(RuntimeError):
     """A version of the weights was requested or used that the declared delay does not allow."""
 
 
-def version_for(batch: int, delay: int) -> int:
-    """Return the version of the weights that batch k = `batch` must use: max(k - τ, 0), with τ = `delay`."""
-    return max(batch - delay, 0)
+def version_for(batch: int, delay: int, synchronous: int = 0) -> int:
+    """Return the version of the weights that batch k = `batch` must use: max(k - τ, 0), with τ = `delay`.
+
+    The first K = `synchronous` batches have no delay and use version k; the others use max(k - τ, K - 1), so the delay
+    then grows by one update per batch.
+    """
+    return batch if batch < synchronous else max(batch - delay, synchronous - 1, 0)
 
 
 class VersionLedger:
@@ -141,14 +145,20 @@ class BankStatistics:
     """Number of leases not yet released."""
     staleness: Mapping[int, int] = field(default_factory=dict)
     """Age of the weights in updates → number of batches. With delay τ, the first τ batches have ages 0 … τ - 1, and all
-    others have age τ."""
+    others have age τ; synchronous batches before them have age 0."""
 
 
 class Banks(Generic[Bank]):
     """The weight buffers, with a `VersionLedger` under one lock."""
 
-    def __init__(self, banks: Sequence[Bank], delay: int, published: Mapping[int, int] | None = None) -> None:
-        """Manage `banks`; `published` maps each initial version to the index of its bank, {0: 0} by default."""
+    def __init__(
+        self, banks: Sequence[Bank], delay: int, published: Mapping[int, int] | None = None, synchronous: int = 0
+    ) -> None:
+        """Manage `banks`; `published` maps each initial version to the index of its bank, {0: 0} by default.
+
+        The first `synchronous` batches have no delay, as in `version_for`.
+        """
+        self._synchronous = synchronous
         self._banks = tuple(banks)
         self._ledger = VersionLedger(len(self._banks), delay, {0: 0} if published is None else published)
         self._changed = threading.Condition()
@@ -164,6 +174,10 @@ class Banks(Generic[Bank]):
     def delay(self) -> int:
         """The declared delay τ."""
         return self._ledger.delay
+
+    def version_for(self, batch: int) -> int:
+        """Return the version that a batch must use by the declared delay."""
+        return version_for(batch, self.delay, self._synchronous)
 
     def lease(self, version: int) -> Lease[Bank]:
         """Lease `version`, waiting until it is published.
@@ -239,7 +253,7 @@ class Banks(Generic[Bank]):
 
         Raises `StaleVersion` if the declared delay requires another.
         """
-        expected = version_for(batch, self.delay)
+        expected = self.version_for(batch)
         with self._changed:
             self._staleness[batch - version] += 1
         if version != expected:

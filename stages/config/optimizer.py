@@ -90,6 +90,8 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     forecast_lead: float | None = None
     """Lead μ of the steps that `delay_correction=forecast` and `forecast_lead` predict. None: that of the step, or 2
     with `forecast_lead` from a delay of 2 on, if `lead` is None too."""
+    synchronous_beta1: float | None = None
+    """Decay rate of the first moment in the updates of `schedule.synchronous`. None: 0.9, and at most `beta1`."""
 
     def tensor_rates(self, geometry: Geometry, frozen: Set[str] = NONE_FROZEN) -> Mapping[str, TensorRates]:
         """Return the rates of every tensor that the optimizer updates; empty without groups.

@@ -58,11 +58,14 @@ class ResolvedOptimizer(OptimizerConfig, frozen=True, kw_only=True):
     beta1: float
     lead: float = 0.0  # absent in the files of earlier releases
     forecast_lead: float = _ABSENT
+    synchronous_beta1: float = _ABSENT
 
     def __post_init__(self) -> None:
         """Give forecasts the lead of the step, as earlier releases do, in whose files theirs is absent."""
         if self.forecast_lead == _ABSENT:
             msgspec.structs.force_setattr(self, "forecast_lead", self.lead)
+        if self.synchronous_beta1 == _ABSENT:
+            msgspec.structs.force_setattr(self, "synchronous_beta1", self.beta1)
 
 
 class ResolvedSchedule(ScheduleConfig, frozen=True, kw_only=True):

@@ -50,7 +50,7 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     """The decay after the warm-up."""
     warmup: int | None = 0
     """Updates of the linear warm-up. None (`auto`): 15 % of the updates, as in the fit of
-    the rule for `optimizer.lr`."""
+    the rule for `optimizer.lr`; more with a delay."""
     min_lr: float = 0.0
     """Learning rate at the end of the decay; the lower limit of step decay."""
     decay_steps: int | None = None
@@ -70,6 +70,8 @@ class ScheduleConfig(Section, frozen=True, kw_only=True):
     """Constant_cooldown: the shape of its decay."""
     delay_warmup: int | None = None
     """With `delay_correction=warmup`: updates until the learning rate has its full value. None: 400."""
+    synchronous: int = 0
+    """With a delay: updates at the beginning that have none, and are those of AdamW as it is."""
     rewarm: int = 0
     """Updates of a second linear warm-up, from `rewarm_from` on. 0: none."""
     rewarm_from: int = 0

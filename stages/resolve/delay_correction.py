@@ -46,11 +46,19 @@ def with_delay_correction(config: Config) -> Config:
         warmup = _DELAY_WARMUP if schedule.delay_warmup is None else schedule.delay_warmup
     elif schedule.delay_warmup and config.delay:
         raise _unused("schedule.delay_warmup", schedule.delay_warmup, kind, "warmup")
+    synchronous = schedule.synchronous if config.delay else 0
+    early = optimizer.synchronous_beta1
+    if not synchronous or not (kind.has_lead or kind.forecasts):
+        early = beta1
+    elif early is None:
+        early = min(_BETA1, beta1)
     return msgspec.structs.replace(
         config,
         delay_correction=kind,
-        optimizer=msgspec.structs.replace(optimizer, beta1=beta1, lead=lead, forecast_lead=forecast_lead),
-        schedule=msgspec.structs.replace(schedule, delay_warmup=warmup),
+        optimizer=msgspec.structs.replace(
+            optimizer, beta1=beta1, lead=lead, forecast_lead=forecast_lead, synchronous_beta1=early
+        ),
+        schedule=msgspec.structs.replace(schedule, delay_warmup=warmup, synchronous=synchronous),
     )
 
 

@@ -16,6 +16,8 @@ class DelayCost:
     """Final loss above that without a delay after equal updates, in nats per token."""
     warmup: float
     """Share of the updates that has to be warm-up."""
+    synchronous: float = 0.0
+    """Share of the updates, the first ones, that have no delay."""
 
 
 DELAY_COSTS: Mapping[int, DelayCost] = {

@@ -92,6 +92,8 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
         keys = (*keys, "dropout.")
     if config.loss.has_terms:  # the same
         keys = (*keys, "loss.")
+    if config.delay and config.schedule.synchronous:
+        keys = (*keys, "schedule.synchronous")
     if config.schedule.rewarm:
         keys = (*keys, "schedule.rewarm", "schedule.rewarm_from")
     if config.schedule.context_warmup:
@@ -110,6 +112,8 @@ def trajectory(config: Config, text_sha256: str | None = None) -> dict[str, Any]
     absent = {key for key in _ABSENT_IF_OFF if not settings[key]}
     if config.optimizer.forecast_lead in (None, config.optimizer.lead):  # as in earlier versions, which had one lead
         absent.add("optimizer.forecast_lead")
+    if config.optimizer.synchronous_beta1 in (None, config.optimizer.beta1):  # the same
+        absent.add("optimizer.synchronous_beta1")
     picked = {
         key: _as_json(value)
         for key, value in settings.items()

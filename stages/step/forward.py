@@ -7,7 +7,7 @@ embeddings of a micro-batch are gathered into its slot from the version that its
 from collections.abc import Iterator
 from hashlib import blake2b
 
-from threadloom.pipeline import Banks, Pool, version_for
+from threadloom.pipeline import Banks, Pool
 from threadloom.stages.config import ContextWarmup
 from threadloom.stages.data import BatchSource, divide_sequences, fill_starts
 from threadloom.stages.memory import Bank, MicroBatch, MicroBatchSlot
@@ -79,8 +79,8 @@ class Embed:
         self._banks = banks
 
     def acquire(self, item: MicroBatch) -> None:
-        """Wait until version max(batch - τ, 0) is published, and lease it."""
-        item.version = version_for(item.batch, self._banks.delay)
+        """Wait until the version that the delay declares for the batch is published, and lease it."""
+        item.version = self._banks.version_for(item.batch)
         item.lease = self._banks.lease(item.version)
 
     def __call__(self, item: MicroBatch) -> MicroBatch:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from threadloom.pipeline import Banks, Lanes, version_for
+from threadloom.pipeline import Banks, Lanes
 from threadloom.stages.config import GuardConfig
 from threadloom.stages.memory import (
     Bank,
@@ -67,7 +67,7 @@ class Clip:
         if self._snapshot:
             self._snapshot.wait_writable()
         if self._factors:
-            with self._banks.lease(version_for(shards[0].batch, self._banks.delay)) as lease:
+            with self._banks.lease(self._banks.version_for(shards[0].batch)) as lease:
                 self._read = lease.bank
         self._write = self._banks.begin()
 

@@ -9,9 +9,9 @@
     backward         k - 1     k     k + 1   k + 2   k + 3
     reduce … publish k - 2   k - 1     k     k + 1   k + 2
 
-Batch k reads version max(k - τ, 0) of the weights, and `embed` waits until that version is published. No other wait
-orders the batches, so up to τ + 1 of them are in flight. `Training` itself starts no thread: `graph()` declares the
-pipeline, `stages.training.sequential` calls the same stages in one thread, and both compute the same bits.
+Batch k reads version max(k - τ, 0) of the weights, one of the first `schedule.synchronous` ones version k, and `embed`
+waits until it is published. No other wait orders the batches, so up to τ + 1 are in flight. A `Training` has no thread:
+`graph()` declares the pipeline, `stages.training.sequential` calls the stages in one thread, with the same bits.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -250,7 +250,7 @@ class Training:
             if self.factors:
                 self.factors.compute(banks[index])
             self.compute.pack_from_master(banks[index])
-        return Banks(banks, config.delay, published)
+        return Banks(banks, config.delay, published, config.schedule.synchronous)
 
     def _start_optimizer(self, newest: Bank, start: Checkpoint | None, order: VocabularyOrder | None) -> None:
         """Write the optimizer's state; a checkpoint of forecasts has that of the newest version with it."""

@@ -73,14 +73,16 @@ class Delayed:
 
 def delayed_adamw(
     weights: Tensors, grads: Tensors, m: Tensors, v: Tensors, step: int, settings: AdamW,
-    lead: float, horizon: float, forecast_lead: float,
+    lead: float, horizon: float, forecast_lead: float, sums: tuple[float, float] | None = None,
 ) -> Delayed:  # fmt: skip
     """Return the results of update number `step` (the first is 1, which has no lead).
 
     The step is that of Adam plus `lead` times the change of the first moment, both corrected for their bias. The
     forecast is `horizon`, a sum of learning rates, further along the direction with `forecast_lead`, without weight
-    decay.
+    decay. `sums` are the sums of the weights of all gradients in the new and in the old first moment, by which it is
+    corrected; None: those of one beta1 throughout.
     """
+    sums = sums or (1.0 - settings.beta1**step, 1.0 - settings.beta1 ** (step - 1))
     made = Delayed({}, {}, {}, {})
     beta1, beta2, epsilon = constant(settings.beta1), constant(settings.beta2), constant(settings.epsilon)
     rest1, rest2 = constant(1.0 - settings.beta1), constant(1.0 - settings.beta2)
@@ -92,7 +94,7 @@ def delayed_adamw(
         made.v[name] = total(multiple(beta2, v[name]), multiple(rest2, grads[name] ** 2))
         size = unbias * np.sqrt(np.maximum(made.v[name], 0.0)) + epsilon
         direction, predicted = (
-            _direction(made.m[name], m[name], size, step, settings.beta1, strength)
+            _direction(made.m[name], m[name], size, sums, strength if step > 1 else 0.0)
             for strength in (lead, forecast_lead)
         )
         decoupled = multiple(constant(1.0 - settings.lr * decay), w)
@@ -101,10 +103,9 @@ def delayed_adamw(
     return made
 
 
-def _direction(new: Array, old: Array, size: Array, step: int, beta1: float, lead: float) -> Array:
-    lead = lead if step > 1 else 0.0
-    of_new = constant((1.0 + lead) / (1.0 - beta1**step))
-    of_old = constant(lead / (1.0 - beta1 ** (step - 1)) if step > 1 else 0.0)
+def _direction(new: Array, old: Array, size: Array, sums: tuple[float, float], lead: float) -> Array:
+    of_new = constant((1.0 + lead) / sums[0])
+    of_old = constant(lead / sums[1] if lead else 0.0)
     quotient = total(multiple(of_new, new), -multiple(of_old, old)) / size
     return computed(quotient, partial(_quotient_error, quotient))
 

@@ -15,9 +15,9 @@ def create_optimizer(config: ResolvedConfig) -> Optimizer:
         case DelayCorrection.NONE | DelayCorrection.WARMUP:
             return AdamW(*arguments)
         case DelayCorrection.LEAD:
-            return LeadAdamW(*arguments)
+            return LeadAdamW(*arguments, synchronous=config.schedule.synchronous)
         case DelayCorrection.FORECAST | DelayCorrection.FORECAST_LEAD:
-            return ForecastAdamW(*arguments, delay=config.delay)
+            return ForecastAdamW(*arguments, delay=config.delay, synchronous=config.schedule.synchronous)
 
 
 def learning_rates(config: ResolvedConfig) -> Callable[[int], float]:

@@ -4,6 +4,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from threadloom.stages.resolve import DelayCost
+
 
 @dataclass(frozen=True)
 class DelaySpeed:
@@ -20,7 +22,7 @@ class DelayRow:
 
     delay: int
     speed: float
-    """Median of the ratios of the speeds in the same round."""
+    """Median of the ratios of the speeds in the same round, each of a whole run, whose first updates have no delay."""
     interval: tuple[float, float]
     """Smallest and largest of these ratios."""
     updates: float
@@ -66,8 +68,8 @@ class DelayChoice:
         ]
 
 
-def choose_delay(speeds: Sequence[DelaySpeed], updates: Mapping[int, float]) -> DelayChoice:
-    """Return the choice among measured delays, of which the first is 0; `updates` maps a delay to its cost.
+def choose_delay(speeds: Sequence[DelaySpeed], costs: Mapping[int, DelayCost]) -> DelayChoice:
+    """Return the choice among measured delays, of which the first is 0; `costs` maps a delay to its cost.
 
     A delay is chosen only if it pays in every round. Raises ValueError unless the first delay is 0 and all have as many
     rounds.
@@ -77,8 +79,10 @@ def choose_delay(speeds: Sequence[DelaySpeed], updates: Mapping[int, float]) -> 
         raise ValueError("expected delay 0 first, and as many rounds of every delay")
     rows = []
     for speed in others:
-        ratios = [rate / reference for rate, reference in zip(speed.rates, base.rates, strict=True)]
+        cost = costs[speed.delay]
+        times = [reference / rate for rate, reference in zip(speed.rates, base.rates, strict=True)]
+        ratios = [1.0 / (cost.synchronous + (1.0 - cost.synchronous) * time) for time in times]
         middle = statistics.median(ratios)
-        rows.append(DelayRow(speed.delay, middle, (min(ratios), max(ratios)), updates[speed.delay]))
+        rows.append(DelayRow(speed.delay, middle, (min(ratios), max(ratios)), cost.updates))
     best = min((row for row in rows if row.pays), key=lambda row: row.time, default=None)
     return DelayChoice(best.delay if best else 0, tuple(rows))

@@ -106,7 +106,7 @@ def run_goal(
     tuned = run_tuning(config, SPEED_SHARE * budget, picture, console, precisions)
     config = with_defaults(with_precision(config, tuned.precision), tuned.search.chosen)
     speeds = _measure_delays(config, tuned.search.chosen, DELAY_SHARE * budget)
-    delay = choose_delay(speeds, {delay: DELAY_COSTS[delay].updates for delay in DELAYS})
+    delay = choose_delay(speeds, DELAY_COSTS)
     rate = {speed.delay: max(speed.rates) for speed in speeds}
     halving = _search_rates(config, rate[0], (1.0 - SPEED_SHARE - DELAY_SHARE) * budget)
     result = _result(config, goal.loss, delay, halving, rate[delay.delay])

@@ -22,6 +22,25 @@ def test_version_for_is_the_declared_delay(delay: int, versions: list[int]) -> N
     assert [version_for(batch, delay) for batch in range(4)] == versions
 
 
+@pytest.mark.parametrize(
+    ("delay", "synchronous", "versions"),
+    [
+        (2, 1, [0, 0, 0, 1, 2, 3, 4]),
+        (2, 2, [0, 1, 1, 1, 2, 3, 4]),
+        (2, 4, [0, 1, 2, 3, 3, 3, 4]),
+        (1, 3, [0, 1, 2, 2, 3, 4, 5]),
+        (0, 3, [0, 1, 2, 3, 4, 5, 6]),
+        (3, 9, [0, 1, 2, 3, 4, 5, 6]),
+    ],
+)
+def test_synchronous_batches_have_no_delay_which_then_grows_by_one_a_batch(
+    delay: int, synchronous: int, versions: list[int]
+) -> None:
+    assert [version_for(batch, delay, synchronous) for batch in range(7)] == versions
+    banks = Banks([object()] * (delay + 1), delay, synchronous=synchronous)
+    assert [banks.version_for(batch) for batch in range(7)] == versions
+
+
 def test_the_ledger_rejects_impossible_settings() -> None:
     with pytest.raises(ValueError, match="at least 3 banks"):
         VersionLedger(2, delay=2, published={0: 0})

@@ -58,6 +58,28 @@ def test_the_forecast_has_a_lead_of_its_own(overrides: list[str], forecast_lead:
     assert resolve(config, 2) == config
 
 
+@pytest.mark.parametrize(
+    ("overrides", "synchronous", "beta1"),
+    [
+        (["delay=2"], 0, 0.95),
+        (["delay=2", "schedule.synchronous=3"], 3, 0.9),
+        (["delay=1", "schedule.synchronous=3", "optimizer.beta1=0.8"], 3, 0.8),
+        (["delay=1", "schedule.synchronous=3", "optimizer.synchronous_beta1=0.7"], 3, 0.7),
+        (["delay=2", "schedule.synchronous=3", "delay_correction=none"], 3, 0.9),
+        (["delay=0", "schedule.synchronous=3"], 0, 0.9),
+    ],
+)
+def test_synchronous_updates_need_a_delay_and_have_the_beta1_of_plain_adamw(
+    overrides: list[str], synchronous: int, beta1: float
+) -> None:
+    config = resolve(apply_overrides(tiny(), overrides), 2)
+    assert (config.schedule.synchronous, config.optimizer.synchronous_beta1) == (synchronous, beta1)
+    assert resolve(config, 2) == config
+    named = {"schedule.synchronous", "optimizer.synchronous_beta1"} & trajectory(config).keys()
+    assert ("schedule.synchronous" in named) is (synchronous > 0)
+    assert ("optimizer.synchronous_beta1" in named) is (beta1 != config.optimizer.beta1)
+
+
 def test_a_run_of_an_earlier_release_goes_on_with_its_one_lead() -> None:
     now = resolve(apply_overrides(tiny(), ["delay=2"]), 2)
     file = json.loads(to_json(now))

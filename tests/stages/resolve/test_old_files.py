@@ -60,11 +60,19 @@ ADDED = {
 }
 """Settings that came later, with their defaults."""
 ADDED_TO_SECTIONS = {
-    "optimizer": {"lead": 0.0, "forecast_lead": 0.0, "clip_value": 0.0, "groups": [], "ema": 0.0},
+    "optimizer": {
+        "lead": 0.0,
+        "forecast_lead": 0.0,
+        "synchronous_beta1": 0.9,
+        "clip_value": 0.0,
+        "groups": [],
+        "ema": 0.0,
+    },
     "evaluation": {"gcd_loss": False, "patience": 0, "sets": {}},
     "checkpoint": {"every": 0, "best": False},
     "schedule": {
         "delay_warmup": 0,
+        "synchronous": 0,
         "rewarm": 0,
         "rewarm_from": 0,
         "context_warmup": 0,

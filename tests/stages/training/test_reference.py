@@ -27,6 +27,14 @@ REMEDIES = {
     "lead": ("delay_correction=lead", "optimizer.lead=3"),
     "forecast": ("delay_correction=forecast", "optimizer.forecast_lead=1.5"),
     "warmup": ("delay_correction=warmup", "schedule.delay_warmup=3"),
+    "auto, synchronous at first": ("optimizer.beta1=0.95", "schedule.synchronous=2"),
+    "lead, synchronous at first": (
+        "delay_correction=lead",
+        "schedule.synchronous=3",
+        "optimizer.beta1=0.8",
+        "optimizer.synchronous_beta1=0.3",
+    ),
+    "synchronous throughout": ("schedule.synchronous=9",),
 }
 
 

@@ -19,22 +19,25 @@ pytestmark = pytest.mark.timeout(60)
 STEPS = 7
 
 
-Setup = tuple[int, str]
-"""Delay and correction."""
+Setup = tuple[int, str, int]
+"""Delay, correction and the number of synchronous updates."""
 
 
 def settings(setup: Setup) -> tuple[str, ...]:
-    delay, correction = setup
+    delay, correction, synchronous = setup
     return (
         f"delay={delay}", f"delay_correction={correction}", f"steps={STEPS}", "evaluation.interval=2",
-        "checkpoint.interval=1", "checkpoint.keep=0",
+        f"schedule.synchronous={synchronous}", "checkpoint.interval=1", "checkpoint.keep=0",
     )  # fmt: skip
 
 
-SETUPS = [(0, "none"), (1, "none"), (2, "none"), (1, "auto"), (2, "lead"), (3, "forecast"), (2, "auto")]
+SETUPS = [
+    (0, "none", 0), (1, "none", 0), (2, "none", 0), (1, "auto", 0), (2, "lead", 0), (3, "forecast", 0), (2, "auto", 0),
+    (2, "auto", 3), (1, "none", 3),
+]  # fmt: skip
 
 
-@pytest.fixture(scope="module", params=SETUPS, ids=lambda setup: f"{setup[0]}-{setup[1]}")
+@pytest.fixture(scope="module", params=SETUPS, ids=lambda setup: "-".join(map(str, setup)))
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, Path, Result]:
     """The setup, the folder and the result of an uninterrupted run with a checkpoint after every update."""
     folder = tmp_path_factory.mktemp("whole")
@@ -66,7 +69,7 @@ def test_the_replay_resumes_too(whole: tuple[Setup, Path, Result]) -> None:
     assert_same(found, Result(expected.tensors, expected.updates[3:], (), ()))
 
 
-@pytest.mark.parametrize("whole", SETUPS[1:], indirect=True, ids=lambda setup: f"{setup[0]}-{setup[1]}")
+@pytest.mark.parametrize("whole", SETUPS[1:], indirect=True, ids=lambda setup: "-".join(map(str, setup)))
 def test_the_older_versions_of_a_checkpoint_matter(whole: tuple[Setup, Path, Result]) -> None:
     """At τ > 0, a run started from the newest version alone leaves the trajectory: the tests above can fail."""
     setup, folder, expected = whole

@@ -73,6 +73,12 @@ def test_the_histogram_counts_observed_staleness(delay: int) -> None:
     assert training.banks.statistics().staleness == expected
 
 
+def test_synchronous_batches_are_counted_without_staleness() -> None:
+    training = build(tiny("delay=2", "steps=9", "schedule.synchronous=4"))
+    run_threads(training)
+    assert training.banks.statistics().staleness == {0: 4, 1: 1, 2: 4}
+
+
 def test_forward_and_backward_of_a_micro_batch_read_the_same_bank() -> None:
     """Embed leases the bank; forward and backward read the same one."""
     training = build(tiny("delay=2", f"steps={STEPS}", "threads.forward=2", "threads.backward=2"))

@@ -68,7 +68,10 @@ def sequences(training: Training, batch: int) -> tuple[Ids, Ids]:
 
 
 def train_reference(training: Training, weights: Tensors, packed: Format | None = None) -> Twin:
-    """Train the reference on the same sequences: batch k reads version max(k - τ, 0), rounded to `packed`."""
+    """Train the reference on the same sequences: batch k reads version max(k - τ, 0), rounded to `packed`.
+
+    The first `schedule.synchronous` batches have no delay.
+    """
     config = training.config
     s = config.optimizer
     assert config.schedule.kind is ScheduleKind.CONSTANT and not config.schedule.warmup
@@ -78,7 +81,7 @@ def train_reference(training: Training, weights: Tensors, packed: Format | None 
     twin = Twin([weights], weights, zero, zero, config.delay_correction.forecasts)
     for batch in range(config.steps):
         ids, targets = sequences(training, batch)
-        read = twin.versions[max(batch - config.delay, 0)]
+        read = twin.versions[_version(config, batch)]
         read = packed.packed_weights(read) if packed else read
         record = oracle.forward(read, ids)
         losses = reference.cross_entropy_forward(record.logits, targets)
@@ -93,6 +96,12 @@ def train_reference(training: Training, weights: Tensors, packed: Format | None 
     return twin
 
 
+def _version(config: ResolvedConfig, batch: int) -> int:
+    """Return the version that a batch reads; the delay begins with 1 after the synchronous batches, and grows to τ."""
+    late = min(config.delay, max(batch - config.schedule.synchronous + 1, 0))
+    return max(batch - late, 0)
+
+
 def _update(twin: Twin, config: ResolvedConfig, clipped: Tensors, batch: int, decayed: tuple[str, ...]) -> None:
     """Append the version that follows from the gradient of a batch, tensor by tensor."""
     s, correction = config.optimizer, config.delay_correction
@@ -101,21 +110,38 @@ def _update(twin: Twin, config: ResolvedConfig, clipped: Tensors, batch: int, de
     m, v = dict(twin.m), dict(twin.v)
     for name in clipped:
         factor, decay = _group(config, name, s.weight_decay if name in decayed else 0.0)
-        constants = AdamW(factor * _rate(config, batch), s.beta1, s.beta2, s.eps, decay, (name,))
+        constants = AdamW(factor * _rate(config, batch), _beta1(config, batch), s.beta2, s.eps, decay, (name,))
         w, g, m1, v1 = ({name: tensors[name]} for tensors in (twin.weights, clipped, twin.m, twin.v))
         if correction in (DelayCorrection.NONE, DelayCorrection.WARMUP):
             weights, new_m, new_v = reference.adamw(w, g, m1, v1, batch + 1, constants)
             version |= weights
         else:
-            horizon = factor * sum(_rate(config, batch + ahead) for ahead in range(1, config.delay + 1))
-            lead = s.lead if correction.has_lead else 0.0
-            update = reference.delayed_adamw(w, g, m1, v1, batch + 1, constants, lead, horizon, s.forecast_lead)
+            ahead = config.delay if batch + 1 >= config.schedule.synchronous else 0
+            horizon = factor * sum(_rate(config, batch + 1 + later) for later in range(ahead))
+            late = batch >= config.schedule.synchronous
+            lead, forecast_lead = (s.lead if correction.has_lead else 0.0, s.forecast_lead) if late else (0.0, 0.0)
+            sums = _sums_of_weights(config, batch), _sums_of_weights(config, batch - 1)
+            update = reference.delayed_adamw(w, g, m1, v1, batch + 1, constants, lead, horizon, forecast_lead, sums)
             weights, new_m, new_v = update.weights, update.m, update.v
             version |= update.forecast if twin.forecasts else weights
         made, m, v = made | weights, m | new_m, v | new_v
     twin.m, twin.v = m, v
     twin.weights = {**twin.weights, **made}
     twin.versions.append({**twin.versions[-1], **version})
+
+
+def _beta1(config: ResolvedConfig, batch: int) -> float:
+    """Return the decay rate of the first moment, which may be another one in synchronous updates."""
+    s = config.optimizer
+    return s.beta1 if batch >= config.schedule.synchronous else s.synchronous_beta1
+
+
+def _sums_of_weights(config: ResolvedConfig, batch: int) -> float:
+    """Return the sum of the weights of all gradients in the first moment after a batch: that of gradients of 1."""
+    moment = 0.0
+    for earlier in range(batch + 1):
+        moment += (1.0 - _beta1(config, earlier)) * (1.0 - moment)
+    return moment
 
 
 def _group(config: ResolvedConfig, name: str, decay: float) -> tuple[float, float]:

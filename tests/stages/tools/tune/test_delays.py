@@ -3,9 +3,10 @@
 import pytest
 from hypothesis import given, strategies as st
 
+from threadloom.stages.resolve import DelayCost
 from threadloom.stages.tools.tune.delays import DelaySpeed, choose_delay
 
-COSTS = {0: 1.0, 1: 1.09, 2: 1.2}
+COSTS = {delay: DelayCost(updates, loss=0.0, warmup=0.0) for delay, updates in ((0, 1.0), (1, 1.09), (2, 1.2))}
 
 
 def test_a_delay_that_costs_more_updates_than_it_gains_is_not_chosen() -> None:
@@ -37,7 +38,15 @@ def test_the_choice_never_takes_longer_in_any_round(rates: list[tuple[float, flo
     speeds = [DelaySpeed(delay, tuple(row[delay] for row in rates)) for delay in COSTS]
     choice = choose_delay(speeds, COSTS)
     for row in rates:
-        assert COSTS[choice.delay] / row[choice.delay] <= COSTS[0] / row[0]
+        assert COSTS[choice.delay].updates / row[choice.delay] <= COSTS[0].updates / row[0]
+
+
+def test_updates_without_a_delay_have_the_speed_without_it() -> None:
+    """Half of the updates take 1 s, the others 0.5 s: 0.75 s each."""
+    half = {0: COSTS[0], 2: DelayCost(1.0, loss=0.0, warmup=0.5, synchronous=0.5)}
+    (row,) = choose_delay([DelaySpeed(0, (1.0,)), DelaySpeed(2, (2.0,))], half).rows
+    assert row.speed == pytest.approx(1.0 / 0.75)
+    assert row.time == pytest.approx(0.75)
 
 
 def test_rounds_must_be_comparable() -> None:
