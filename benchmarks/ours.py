@@ -37,7 +37,11 @@ class Threadloom:
     ) -> None:
         self.config = resolve(measured(from_json(config), delay, Precision(precision)), threads)
         compile_kernels(
-            lambda _: None, self.config.precision, self.config.model.architecture, self.config.delay_correction
+            lambda _: None,
+            self.config.precision,
+            self.config.model.architecture,
+            self.config.delay_correction,
+            rotated=self.config.optimizer.rotation > 0,
         )
         self._source = RandomTokens(self.config.geometry(), self.config.batch_sizes, self.config.seed)
         self._gate = StepGate(self._source)

@@ -29,6 +29,11 @@ from threadloom.kernels.common.adamw_delayed import (
     adamw_lead_update as adamw_lead_update,
     delayed_adamw_factors as delayed_adamw_factors,
 )
+from threadloom.kernels.common.adamw_rotated import (
+    rotated_directions as rotated_directions,
+    rotated_forecast_update as rotated_forecast_update,
+    rotated_update as rotated_update,
+)
 from threadloom.kernels.common.averaging import average_weights as average_weights
 from threadloom.kernels.common.bands import (
     BandedConstants as BandedConstants,

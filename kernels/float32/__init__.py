@@ -78,6 +78,10 @@ from threadloom.kernels.float32.rmsnorm import (
     rmsnorm_forward as rmsnorm_forward,
     rmsnorm_row as rmsnorm_row,
 )
+from threadloom.kernels.float32.rotated import (
+    rotated_adamw as rotated_adamw,
+    rotated_adamw_forecast as rotated_adamw_forecast,
+)
 from threadloom.kernels.float32.stored_matrices import (
     float32_from_blocks8 as float32_from_blocks8,
     float32_from_packed as float32_from_packed,

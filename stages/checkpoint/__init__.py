@@ -26,5 +26,9 @@ from threadloom.stages.checkpoint.model_reader import (
 from threadloom.stages.checkpoint.reader import Checkpoint as Checkpoint
 from threadloom.stages.checkpoint.retention import Retention as Retention
 from threadloom.stages.checkpoint.safetensors_format import AVERAGE as AVERAGE
-from threadloom.stages.checkpoint.state import TrainingState as TrainingState, kept_versions as kept_versions
+from threadloom.stages.checkpoint.state import (
+    BASES as BASES,
+    TrainingState as TrainingState,
+    kept_versions as kept_versions,
+)
 from threadloom.stages.checkpoint.writer import save_checkpoint as save_checkpoint

@@ -13,7 +13,7 @@ from threadloom.stages.checkpoint.format import FORMATS, CheckpointFormat, Weigh
 from threadloom.stages.checkpoint.manifest import MANIFEST_FILE, CheckpointManifest, read_manifest
 from threadloom.stages.checkpoint.merging import read_merged
 from threadloom.stages.checkpoint.safetensors_format import OPTIMIZER_FILE
-from threadloom.stages.checkpoint.state import kept_versions
+from threadloom.stages.checkpoint.state import BASES, kept_versions
 from threadloom.stages.memory import GuardState, ScaleState
 from threadloom.stages.models import (
     Geometry,
@@ -147,8 +147,9 @@ class Checkpoint:
 
         `state` must have the names that were written, such as AdamW's `m` and `v`.
         """
-        for arena in state.values():
-            self._require_shapes(arena, whole=False)
+        for name, arena in state.items():
+            if name != BASES:
+                self._require_shapes(arena, whole=False)
         self._layout.read_optimizer(self.path, self.geometry, state)
 
     def _read_adapters(self, tensors: Weights) -> None:

@@ -5,7 +5,8 @@ model.safetensors     weights of version `step`, in Hugging Face's layout (`hugg
 config.json           sizes of the model, for `GPT2LMHeadModel.from_pretrained`
 generation_config.json, tokenizer_config.json
                       the token that ends a text, for Hugging Face's libraries; nothing here reads them back
-optimizer.safetensors state of the optimizer for the trained tensors as `<name>.*`, such as AdamW's `m.*` and `v.*`
+optimizer.safetensors state of the optimizer for the trained tensors as `<name>.*`, such as AdamW's `m.*` and `v.*`;
+                      `bases.*` are those of rotated coordinates
 versions.safetensors  trained weights of versions max(step - τ, 0) to step - 1 as `<version>.*`; absent if none
 ===================== ==================================================================================================
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from threadloom.stages.checkpoint.huggingface import GENERATION_FILE, TOKENIZER_CONFIG_FILE, write_model
 from threadloom.stages.checkpoint.model_reader import read_model
-from threadloom.stages.checkpoint.state import TrainingState, kept_versions
+from threadloom.stages.checkpoint.state import BASES, TrainingState, kept_versions
 from threadloom.stages.models import Geometry
 from threadloom.stages.storage import CONFIG_FILE, MODEL_FILE, CheckpointError, FileDigest, open_tensors, write_tensors
 
@@ -46,7 +47,7 @@ class SafetensorsFormat:
         tensors: dict[str, Floats] = {}
         for name, arena in state.optimizer.items():
             tensors |= _with_prefix(name, arena)
-        rows = _with_prefixes(state.optimizer, state.stored_rows)
+        rows = _with_prefixes(state.optimizer.keys() - {BASES}, state.stored_rows)
         files[OPTIMIZER_FILE] = write_tensors(directory / OPTIMIZER_FILE, tensors, {}, rows=rows)
         older: dict[str, Floats] = {}
         for version in kept_versions(state.step, state.delay)[:-1]:

@@ -14,6 +14,9 @@ from threadloom.stages.models import EndOfText, Geometry, Shape, lora_shapes, pa
 
 Floats = NDArray[np.float32]
 
+BASES = "bases"
+"""Name of the bases in the state of an optimizer that has its moments in rotated coordinates."""
+
 
 def kept_versions(step: int, delay: int) -> range:
     """Return the versions max(step - τ, 0) to step of the weights, which a run with delay τ may read after `step`."""
@@ -37,6 +40,8 @@ class TrainingState:
     """
     optimizer: Mapping[str, Mapping[str, Floats]]
     """State of the optimizer: name → arena of the trained tensors, such as AdamW's moments `m` and `v`.
+
+    `bases`, if any, has tensors of other shapes.
 
     If the versions of the run are forecasts, `forecast` is that of the newest, and `versions` has the weights for it.
     """
@@ -71,7 +76,8 @@ class TrainingState:
         if (self.geometry.lora is None) != (self.base is None):
             raise ValueError(f"{self.geometry}: a model with adapters, and only that, has a base model")
         shapes, trained = whole_shapes(self.geometry), self._trained_shapes()
-        tensors = {**self.optimizer, **{f"version {k}": arena for k, arena in self.versions.items()}}
+        moments = {name: arena for name, arena in self.optimizer.items() if name != BASES}
+        tensors = {**moments, **{f"version {k}": arena for k, arena in self.versions.items()}}
         for label, found in tensors.items():
             expected = shapes if label == f"version {self.step}" and self.base is None else trained
             if {name: view.shape for name, view in found.items()} != expected:
@@ -79,7 +85,8 @@ class TrainingState:
 
     def _trained_shapes(self) -> dict[str, Shape]:
         """Return name → shape of the tensors that every part of the optimizer's state has."""
-        shapes, arenas = parameter_shapes(self.geometry), self.optimizer.values()
+        shapes = parameter_shapes(self.geometry)
+        arenas = [arena for name, arena in self.optimizer.items() if name != BASES]
         return {name: shape for name, shape in shapes.items() if all(name in arena for arena in arenas)}
 
     @property

@@ -22,7 +22,8 @@ def time_to_first_update(begin: float, text: str) -> dict[str, float]:
     reached["imports"] = time.monotonic() - begin
     config = resolved_from_json(text)
     kinds = config.precision, config.model.architecture, config.delay_correction
-    compile_kernels(lambda _: None, *kinds, team=config.threads.team)
+    rotated = config.optimizer.rotation > 0
+    compile_kernels(lambda _: None, *kinds, team=config.threads.team, rotated=rotated)
     reached["kernels"] = time.monotonic() - begin
     training = Training(config, RandomTokens(config.geometry(), config.batch_sizes, config.seed))
     reached["memory and weights"] = time.monotonic() - begin

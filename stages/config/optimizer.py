@@ -85,6 +85,9 @@ class OptimizerConfig(Section, frozen=True, kw_only=True):
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, such as 0.999, which is evaluated and saved beside them:
     an update keeps this share of it. 0: no average."""
+    rotation: int = 0
+    """AdamW of matrices in a rotated basis, which is renewed every so many updates, such as 10. 0: in that of the
+    weights; see `stages.step.optimizers.rotation`."""
     lead: float | None = None
     """Strength λ of `delay_correction=lead` and `forecast_lead`. None: `beta1`, or 1.3 from a delay of 2 on."""
     forecast_lead: float | None = None

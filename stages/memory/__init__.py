@@ -43,6 +43,11 @@ from threadloom.stages.memory.precision_memory import (
     starts_bytes as starts_bytes,
     token_ids_bytes as token_ids_bytes,
 )
+from threadloom.stages.memory.rotation import (
+    MatrixPart as MatrixPart,
+    matrix_parts as matrix_parts,
+    scratch_elements as scratch_elements,
+)
 from threadloom.stages.memory.spike_guard import GuardState as GuardState, SpikeGuard as SpikeGuard
 from threadloom.stages.memory.team import TeamMemory as TeamMemory, allocate_teams as allocate_teams
 from threadloom.stages.memory.traffic import adamw_bytes as adamw_bytes, reduction_bytes as reduction_bytes

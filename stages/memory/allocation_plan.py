@@ -4,6 +4,7 @@ from threadloom.pipeline import arena_size
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.memory.bank import packed_only
 from threadloom.stages.memory.precision_memory import PrecisionMemory, starts_bytes
+from threadloom.stages.memory.rotation import bases_bytes, rotation_bytes
 from threadloom.stages.memory.team import teams_bytes
 from threadloom.stages.models import input_gradient_bytes, parameter_shapes, trained_shapes
 
@@ -35,10 +36,12 @@ def memory_plan(
     averages = config.optimizer.ema > 0
     arenas = 2 + forecasts + averages  # both moments, the weights if the banks hold forecasts, their average
     evaluation = memory.evaluation_slot_bytes + logits_rows * vocabulary * FLOAT + bank * (forecasts + averages)
+    copies = state * (arenas + config.delay) + bases_bytes(config)
     return {
         "weight banks": bank * (config.delay + 1 + config.extra_banks),
         "frozen weights": constant + memory.packed_bytes(frozen),
-        "optimizer state": arenas * state,
+        "optimizer state": arenas * state + bases_bytes(config),
+        "rotated updates": rotation_bytes(config),
         "gradient lanes": weights * config.lanes,
         "gradient": weights if config.delay else 0,
         "slots": memory.slot_bytes * config.slots,
@@ -46,7 +49,7 @@ def memory_plan(
         "input gradients": _deferred_bytes(config) if config.shared_lanes else 0,
         "teams": teams_bytes(config, memory),
         "evaluation": evaluation if evaluates else 0,
-        "checkpoint copies": state * (arenas + config.delay) if saves and config.checkpoint.copies else 0,
+        "checkpoint copies": copies if saves and config.checkpoint.copies else 0,
     }
 
 

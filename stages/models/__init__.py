@@ -72,6 +72,11 @@ from threadloom.stages.models.rotary_table import (
     rotary_frequencies as rotary_frequencies,
     rotary_table as rotary_table,
 )
+from threadloom.stages.models.rotated import (
+    Side as Side,
+    basis_shapes as basis_shapes,
+    rotated_sides as rotated_sides,
+)
 from threadloom.stages.models.vocabulary_order import (
     OrderedWeights as OrderedWeights,
     VocabularyOrder as VocabularyOrder,

@@ -35,7 +35,7 @@ def gemm_settings(
     with ExitStack() as switches:
         if config.precision is Precision.BF16X3:
             switches.enter_context(gemm_backend(GemmBackend.BF16X3))
-        elif config.precision is not Precision.BF16:
+        elif config.precision is not Precision.BF16 or config.optimizer.rotation:
             switches.enter_context(gemm_backend(GemmBackend(config.gemm_backend.value)))
             if config.gemm_backend is Gemm.NUMBA:
                 from threadloom.kernels.matmul import gemm_variants

@@ -41,7 +41,7 @@ _ALWAYS = (
     "schedule.kind",
     "schedule.warmup",
 )
-_ABSENT_IF_OFF = ("optimizer.lead", "optimizer.clip_value", "optimizer.groups", "optimizer.ema")
+_ABSENT_IF_OFF = ("optimizer.lead", "optimizer.clip_value", "optimizer.groups", "optimizer.ema", "optimizer.rotation")
 """Settings that came later, and are not in the trajectories of earlier versions."""
 _BY_SCHEDULE = {
     ScheduleKind.CONSTANT: (),

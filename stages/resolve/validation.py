@@ -84,6 +84,7 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "optimizer.clip": (0, 1e9),
     "optimizer.clip_value": (0, 1e9),
     "optimizer.ema": (0, 0.9999999),
+    "optimizer.rotation": (0, 1_000_000),
     "optimizer.lead": (0, 100),
     "optimizer.forecast_lead": (0, 100),
     "optimizer.synchronous_beta1": (0, 0.999999),
@@ -131,6 +132,7 @@ def validate(config: Config) -> None:
     _check_mixture(config.data)
     _check_digits(config.data)
     _check_embedding(config)
+    _check_rotation(config)
     geometry = config.geometry_with(config.model.vocab_size or 1)
     config.optimizer.tensor_rates(geometry, config.frozen_in(geometry))
     _check_batches(config)
@@ -224,6 +226,24 @@ def _check_digits(data: DataConfig) -> None:
             got=f"{data.digit_offset}",
             hint="set data.digits=abacus, and data.digit_places to the longest numbers plus the offset",
         )
+
+
+def _check_rotation(config: Config) -> None:
+    """Raise ConfigError for settings that a run cannot have together with rotated bases."""
+    others = {
+        "lora.rank": config.lora.rank,
+        config.embedding.setting: config.embedding.derived,
+        "grown_from": config.grown_from,
+    }
+    for key, value in others.items():
+        if config.optimizer.rotation and value:
+            raise ConfigError(
+                "optimizer.rotation",
+                expected=f"0 with {key}",
+                got=f"{config.optimizer.rotation}",
+                cause="bases are those of whole matrices that are trained from the first update on",
+                hint=f"set optimizer.rotation=0, or leave {key} out",
+            )
 
 
 def _check_embedding(config: Config) -> None:

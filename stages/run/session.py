@@ -214,6 +214,7 @@ def _train(
         delayed=config.delay_correction,
         embedding=config.embedding,
         team=config.threads.team,
+        rotated=config.optimizer.rotation > 0,
     )
     first = start.step if start else 0
     scores = {step: loss for step, loss in _scores(run).items() if step <= first}

@@ -41,6 +41,7 @@ from threadloom.stages.step.reducer import (
     TrainingDiverged as TrainingDiverged,
     plan_shards as plan_shards,
 )
+from threadloom.stages.step.rotated_update import RotatedUpdate as RotatedUpdate, rotated_stage as rotated_stage
 from threadloom.stages.step.saving import (
     CheckpointOutput as CheckpointOutput,
     CheckpointSnapshot as CheckpointSnapshot,

@@ -44,6 +44,12 @@ class Compute(Protocol):
     def pack_matrix(self, packed: Any, name: str, layer: int | None, matrix: Floats) -> None:
         """Write the packed weights of one matrix; `layer` is None for a tensor that is not stacked."""
 
+    def pack_rows(self, packed: Any, name: str, layer: int | None, first: int, rows: Floats) -> None:
+        """Write the packed weights of rows of one matrix, from row `first` on, if it has any.
+
+        `first` is a multiple of 32, and so is the number of rows unless they are the last ones.
+        """
+
     def embed(self, version: Version, slot: Any) -> None:
         """Write the input embeddings to the start of the slot's residual stream."""
 

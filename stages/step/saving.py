@@ -48,7 +48,7 @@ class CheckpointSnapshot:
         self._own = [Arena(shapes) for _ in range(banks.delay)] if copies else []
         self._leases: list[Lease[Bank]] = []  # of the older versions, without copies
         self._permits = Pool([_PERMIT])
-        self.optimizer = {name: Arena(shapes) for name in optimizer} if copies else optimizer
+        self.optimizer = {name: _like(arena) for name, arena in optimizer.items()} if copies else optimizer
         self.older: Mapping[int, Mapping[str, Floats]] = {}
         """Older versions that the delay still needs; set by `take`, valid until `release`."""
         self.scalers: Mapping[int, ScaleState] = {}
@@ -104,6 +104,10 @@ class CheckpointSnapshot:
         for lease in self._leases:
             lease.release()
         self._leases = []
+
+
+def _like(arena: Arena) -> Arena:
+    return Arena({name: view.shape for name, view in arena.items()})
 
 
 @dataclass(frozen=True)

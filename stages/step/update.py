@@ -94,6 +94,9 @@ class Clip:
         target.scaler = self._scaler.without(before) if spike else self._scaler.after(before, scale, finite)
         scaled = Scaled(scale, not finite, target.scaler) if self._scaler.on else None
         noise = self._noise.noise(scale) if self._noise else None
+        rotation = self._optimizer.rotation
+        if rotation and finite and spike is None and rotation.is_due(before.applied):
+            rotation.refresh(before.applied, self._gradient.arena, self._optimizer.state["m"])
         step = self._optimizer.step(batch, before.applied, norm, scale)
         plan = self._plan
         return iter(

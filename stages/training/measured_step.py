@@ -105,6 +105,7 @@ class MeasuredStepRunner:
             self.config.model.architecture,
             self.config.delay_correction,
             team=self.config.threads.team,
+            rotated=self.config.optimizer.rotation > 0,
         )
         self._base = resident_bytes()
         self._mode = mode

@@ -34,7 +34,7 @@ from threadloom.pipeline import (
     Pool,
     WorkerChange,
 )
-from threadloom.stages.checkpoint import AVERAGE, Checkpoint
+from threadloom.stages.checkpoint import AVERAGE, BASES, Checkpoint
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.data import BatchSource
 from threadloom.stages.embedding import DerivedEmbedding, VocabularyFacts, derived_embedding
@@ -89,6 +89,7 @@ from threadloom.stages.step import (
     never,
     plan_micro_batches,
     plan_shards,
+    rotated_stage,
 )
 from threadloom.stages.step.optimizers import FORECAST, MASTER, create_optimizer
 from threadloom.stages.training.admission import backward_order, forward_order
@@ -182,7 +183,8 @@ class Training:
             self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot,
             self.factors, self.guard, noise,
         )  # fmt: skip
-        self.update = self.compute.update_stage(self.gradient, self.optimizer, self.shards.shards)
+        self.rotated = rotated_stage(config, self.gradient, self.optimizer, self.compute, self.shards.shards)
+        self.update = self.rotated or self.compute.update_stage(self.gradient, self.optimizer, self.shards.shards)
         copies = self._copies = self._allocate_evaluation_copies() if validation else EvaluationCopies()
         self.publish = Publish(
             self.banks, self.lanes, self.gradient, self._evaluation_due, checkpoint_due, self.snapshot, copies,
@@ -265,13 +267,15 @@ class Training:
             state[FORECAST] = newest.trained
         start.read_optimizer(state)
         if order:
-            for arena in state.values():
-                order.arrange(arena, self.config.geometry())
+            for name, arena in state.items():
+                if name != BASES:
+                    order.arrange(arena, self.config.geometry())
 
     def _saved_state(self) -> dict[str, Arena]:
         """Return the state that updates change in place, by its name in a checkpoint."""
-        average = self.optimizer.average
-        return {**self.optimizer.state, **({AVERAGE: average.arena} if average else {})}
+        average, rotation = self.optimizer.average, self.optimizer.rotation
+        bases = {BASES: rotation.bases} if rotation else {}
+        return {**self.optimizer.state, **({AVERAGE: average.arena} if average else {}), **bases}
 
     def _allocate_evaluation_copies(self) -> EvaluationCopies:
         """Return the copies of weights for evaluations, which otherwise lease a version."""
@@ -304,6 +308,7 @@ class Training:
             self.banks.total(lambda bank: bank.nbytes),
             self.frozen.nbytes,
             sum(arena.nbytes for arena in self._saved_state().values()),
+            self.rotated.nbytes if self.rotated else 0,
             self.lanes.nbytes,
             self.gradient.nbytes,
             self.slots.total(lambda slot: slot.nbytes),
@@ -342,7 +347,8 @@ class Training:
     @property
     def resources(self) -> list[Abortable]:
         """Objects that stages wait on, besides channels; a run that ends early aborts all of them."""
-        all_optional = (self.accumulation, self.teams, self.snapshot, self.evaluate, self.stopping)
+        scratch = self.rotated.scratch if self.rotated else None
+        all_optional = (self.accumulation, self.teams, self.snapshot, self.evaluate, self.stopping, scratch)
         optional = [resource for resource in all_optional if resource]
         return [self.banks, self.slots, self.lanes, self.scratch, *optional]
 

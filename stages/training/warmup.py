@@ -31,6 +31,7 @@ from threadloom.stages.config import (
     LlamaConfig,
     ModelArchitecture,
     ModelConfig,
+    OptimizerConfig,
     Precision,
     ThreadsConfig,
 )
@@ -65,18 +66,20 @@ def compile_kernels(
     *,
     embedding: EmbeddingConfig | None = None,
     team: int = 1,
+    rotated: bool = False,
 ) -> float:
     """Load or compile every kernel that training calls for an architecture in a precision; return the elapsed seconds.
 
     `delayed` is the remedy for a delay, which decides the kernel of the optimizer; `embedding` decides those of
-    the output projection, and a `team` of several threads those of forward and backward. `on_progress` is called, from
+    the output projection, a `team` of several threads those of forward and backward, and `rotated` those of an
+    optimizer in rotated bases. `on_progress` is called, from
     another thread too, once this takes longer than loading cached kernels.
     """
     begin = time.perf_counter()
     with _CompileProgress(on_progress) as progress:
 
         def new_step() -> _TinyStep:
-            return _TinyStep(precision, architecture, delayed, embedding, team)
+            return _TinyStep(precision, architecture, delayed, embedding, team, rotated=rotated)
 
         _compile(new_step, (precision, architecture, team), on_progress, progress)
     return time.perf_counter() - begin
@@ -157,8 +160,10 @@ class _TinyStep:
         delayed: DelayCorrection = DelayCorrection.NONE,
         embedding: EmbeddingConfig | None = None,
         team: int = 1,
+        *,
+        rotated: bool = False,
     ) -> None:
-        self._training = _tiny_training(precision, architecture, delayed, embedding, team)
+        self._training = _tiny_training(precision, architecture, delayed, embedding, team, rotated=rotated)
         self._batch = list(plan_micro_batches(0, 1, 2))
         self._gradients: list[MicroGradient] = []
 
@@ -271,6 +276,8 @@ def _tiny_training(
     delayed: DelayCorrection,
     embedding: EmbeddingConfig | None,
     team: int,
+    *,
+    rotated: bool,
 ) -> Training:
     config = Config(
         name="warm-up",
@@ -283,6 +290,7 @@ def _tiny_training(
         delay=int(delayed.forecasts),
         delay_correction=delayed,
         embedding=embedding.tiny if embedding else EmbeddingConfig(),
+        optimizer=OptimizerConfig(rotation=int(rotated)),
         gemm_backend=Gemm.NUMBA if team > 1 else None,
         threads=ThreadsConfig(team=min(team, 2)),
     )

@@ -58,11 +58,16 @@ class Bits16Compute:
         """Round a matrix to 16 bits, and pack a bfloat16 one."""
         self._pack(matrix, packed_pair(packed, self._fields[name], layer))
 
-    def _pack(self, matrix: Floats, pair: PackedPair) -> None:
+    def pack_rows(self, packed: Any, name: str, layer: int | None, first: int, rows: Floats) -> None:
+        """Round rows of a matrix to 16 bits, and pack bfloat16 ones."""
+        if name in self._fields:
+            self._pack(rows, packed_pair(packed, self._fields[name], layer), first)
+
+    def _pack(self, rows: Floats, pair: PackedPair, first: int = 0) -> None:
         if self._fp16:
-            fp16_from_float32(matrix.reshape(-1), pair.packed.reshape(-1))
+            fp16_from_float32(rows.reshape(-1), pair.packed[first : first + len(rows)].reshape(-1))
         else:
-            pack_rows(matrix, 0, pair)
+            pack_rows(rows, first, pair)
 
     def embed(self, version: Version, slot: MicroBatchSlot) -> None:
         """Gather the embeddings."""

@@ -37,6 +37,9 @@ class Float32Compute:
     def pack_matrix(self, packed: Any, name: str, layer: int | None, matrix: Floats) -> None:
         """Do nothing: GEMMs read the master."""
 
+    def pack_rows(self, packed: Any, name: str, layer: int | None, first: int, rows: Floats) -> None:
+        """Do nothing: GEMMs read the master."""
+
     def embed(self, version: Version, slot: MicroBatchSlot) -> None:
         """Gather the embeddings."""
         self._layout.embed(version.weights, slot.ids, self._geometry.context, slot.starts, slot.activations.x[0])

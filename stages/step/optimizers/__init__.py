@@ -20,3 +20,4 @@ from threadloom.stages.step.optimizers.registry import (
     create_optimizer as create_optimizer,
     learning_rates as learning_rates,
 )
+from threadloom.stages.step.optimizers.rotation import Rotation as Rotation

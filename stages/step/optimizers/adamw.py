@@ -8,6 +8,7 @@ from threadloom.pipeline import Arena
 from threadloom.stages.config import ResolvedOptimizer, TensorRates
 from threadloom.stages.models import NONE_FROZEN, Geometry, trained_shapes
 from threadloom.stages.step.optimizers.average import WeightAverage
+from threadloom.stages.step.optimizers.rotation import Rotation
 
 MOMENTS = {"m": 1, "v": 2}
 """Name in the state → the power of the gradient that it is a running mean of, in the order of the kernels."""
@@ -29,6 +30,7 @@ class AdamWState:
         self.rates = settings.tensor_rates(geometry, frozen)
         self.average = WeightAverage(settings.ema, trained_shapes(geometry, frozen)) if settings.ema else None
         self.state = {name: Arena(trained_shapes(geometry, frozen)) for name in MOMENTS}
+        self.rotation = Rotation(geometry, frozen, settings.rotation) if settings.rotation else None
 
     @property
     def master(self) -> Arena | None:

@@ -10,6 +10,7 @@ from threadloom.stages.config import TensorRates
 from threadloom.stages.memory import StepParameters, UpdateShard
 from threadloom.stages.models import Geometry, decayed_elements, derived_tensors
 from threadloom.stages.step.optimizers.average import WeightAverage
+from threadloom.stages.step.optimizers.rotation import Rotation
 
 MASTER = "weights"
 """Name of the weights in the state of an optimizer whose versions are forecasts."""
@@ -34,6 +35,10 @@ class Optimizer(Protocol):
     @property
     def average(self) -> WeightAverage | None:
         """The moving average of the weights; None without one."""
+
+    @property
+    def rotation(self) -> Rotation | None:
+        """The bases in which matrices have their moments; None if all are the coordinates of the weights."""
 
     @property
     def rates(self) -> Mapping[str, TensorRates]:

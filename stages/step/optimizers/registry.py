@@ -12,8 +12,10 @@ def create_optimizer(config: ResolvedConfig) -> Optimizer:
     """Return the optimizer of a configuration, without state for the tensors that it freezes."""
     arguments = config.optimizer, learning_rates(config), config.geometry(), config.frozen_tensors()
     match config.delay_correction:
-        case DelayCorrection.NONE | DelayCorrection.WARMUP:
+        case DelayCorrection.NONE | DelayCorrection.WARMUP if not config.optimizer.rotation:
             return AdamW(*arguments)
+        case DelayCorrection.NONE | DelayCorrection.WARMUP:  # with leads of 0, for the kernels of rotated bases
+            return LeadAdamW(*arguments)
         case DelayCorrection.LEAD:
             return LeadAdamW(*arguments, synchronous=config.schedule.synchronous)
         case DelayCorrection.FORECAST | DelayCorrection.FORECAST_LEAD:

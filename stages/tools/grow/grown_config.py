@@ -32,6 +32,14 @@ def grown_config(
     """
     for override in request.overrides:
         _require_changeable(override)
+    if saved.optimizer.rotation:
+        raise ConfigError(
+            "optimizer.rotation",
+            expected="0, in a run that grows",
+            got=f"{saved.optimizer.rotation}",
+            cause="the moments of the small model are in the coordinates of its bases",
+            hint="start a larger model from its weights: threadloom grow MODEL_FOLDER, then train --init",
+        )
     model = msgspec.structs.replace(model_config_of(geometry), residual_scaling=saved.model.residual_scaling)
     config = msgspec.structs.replace(
         _with_choices_reopened(with_threads_of_this_process(saved, thread_limit()), cores),

@@ -130,7 +130,8 @@ def _measure_delays(config: Config, tuned: TunedSettings, budget: float) -> list
         configs[delay] = resolve(wanted, cores, threads=threads)
     kinds = {found.delay_correction: found for found in configs.values()}
     for kind, found in kinds.items():
-        compile_kernels(precision=found.precision, architecture=found.model.architecture, delayed=kind)
+        rotated = found.optimizer.rotation > 0
+        compile_kernels(precision=found.precision, architecture=found.model.architecture, delayed=kind, rotated=rotated)
     seconds = budget / (ROUNDS * len(DELAYS))
     rates: dict[int, list[float]] = {delay: [] for delay in DELAYS}
     for number in range(ROUNDS):

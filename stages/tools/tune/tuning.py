@@ -126,7 +126,10 @@ def run_tuning(
             "a folder that you can write, here and for `threadloom train`", path.parent, problem,
         )  # fmt: skip
     compile_kernels(
-        precision=config.precision, architecture=config.model.architecture, delayed=resolved.delay_correction
+        precision=config.precision,
+        architecture=config.model.architecture,
+        delayed=resolved.delay_correction,
+        rotated=config.optimizer.rotation > 0,
     )
     trials = Trials(measured, cores, seconds)
     spent = trials.warm_up(default)
@@ -165,7 +168,12 @@ def _raced(
     for precision in (config.precision, *others):
         measured = measured_config(with_precision(config, precision))
         resolved = resolve(measured, cores, threads=threads)
-        compile_kernels(precision=precision, architecture=config.model.architecture, delayed=resolved.delay_correction)
+        compile_kernels(
+            precision=precision,
+            architecture=config.model.architecture,
+            delayed=resolved.delay_correction,
+            rotated=config.optimizer.rotation > 0,
+        )
         trials[precision] = Trials(measured, cores, seconds), TunedSettings.of(resolved)
 
     def measure(precision: Precision) -> Trial:

@@ -64,6 +64,7 @@ ADDED_TO_SECTIONS = {
         "lead": 0.0,
         "forecast_lead": 0.0,
         "synchronous_beta1": 0.9,
+        "rotation": 0,
         "clip_value": 0.0,
         "groups": [],
         "ema": 0.0,

@@ -19,21 +19,23 @@ pytestmark = pytest.mark.timeout(60)
 STEPS = 7
 
 
-Setup = tuple[int, str, int]
-"""Delay, correction and the number of synchronous updates."""
+Setup = tuple[int, str, int, int]
+"""Delay, correction, the number of synchronous updates, and the updates from one rotated basis to the next."""
 
 
 def settings(setup: Setup) -> tuple[str, ...]:
-    delay, correction, synchronous = setup
+    delay, correction, synchronous, rotation = setup
     return (
         f"delay={delay}", f"delay_correction={correction}", f"steps={STEPS}", "evaluation.interval=2",
-        f"schedule.synchronous={synchronous}", "checkpoint.interval=1", "checkpoint.keep=0",
+        f"schedule.synchronous={synchronous}", f"optimizer.rotation={rotation}",
+        "checkpoint.interval=1", "checkpoint.keep=0",
     )  # fmt: skip
 
 
 SETUPS = [
-    (0, "none", 0), (1, "none", 0), (2, "none", 0), (1, "auto", 0), (2, "lead", 0), (3, "forecast", 0), (2, "auto", 0),
-    (2, "auto", 3), (1, "none", 3),
+    (0, "none", 0, 0), (1, "none", 0, 0), (2, "none", 0, 0), (1, "auto", 0, 0), (2, "lead", 0, 0),
+    (3, "forecast", 0, 0), (2, "auto", 0, 0), (2, "auto", 3, 0), (1, "none", 3, 0), (1, "none", 0, 3),
+    (2, "auto", 2, 2),
 ]  # fmt: skip
 
 

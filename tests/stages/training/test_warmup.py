@@ -51,6 +51,20 @@ def test_the_update_that_is_compiled_is_that_of_the_remedy(
     assert used == [kind]
 
 
+def test_the_update_in_rotated_bases_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    rotated: list[bool] = []
+    step = warmup._TinyStep.optimizer
+
+    def recorded(tiny: warmup._TinyStep) -> None:
+        rotated.append(tiny._training.rotated is not None)
+        step(tiny)
+
+    monkeypatch.setattr(warmup._TinyStep, "optimizer", recorded)
+    compile_kernels(lambda _: None, delayed=DelayCorrection.FORECAST_LEAD)
+    compile_kernels(lambda _: None, delayed=DelayCorrection.FORECAST_LEAD, rotated=True)
+    assert rotated == [False, True]
+
+
 def test_the_output_projection_that_is_compiled_is_that_of_the_embedding(monkeypatch: pytest.MonkeyPatch) -> None:
     bands: list[object] = []
     step = warmup._TinyStep.optimizer

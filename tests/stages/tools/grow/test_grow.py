@@ -219,6 +219,14 @@ def test_growths_without_meaning_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_run_with_rotated_bases_does_not_grow(tmp_path: Path) -> None:
+    settings = ("steps=1", "optimizer.rotation=2", "pictures=false", "model.channels=18", "model.heads=3")
+    train(story(tmp_path, *settings), tmp_path / "run")
+    grown = command("grow", tmp_path / "run", "--width", "2", "--steps", "9", "--out", tmp_path / "out")
+    grown.refuses("optimizer.rotation: expected 0, in a run that grows", "train --init")
+    assert not (tmp_path / "out").exists()
+
+
 def test_paths_without_a_model_are_refused(runs: Path, tmp_path: Path) -> None:
     command("grow", tmp_path / "none", "--width=2").refuses("no such folder")
     (tmp_path / "begun" / "checkpoints").mkdir(parents=True)

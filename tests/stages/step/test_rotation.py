@@ -1,0 +1,171 @@
+"""The bases of AdamW in rotated coordinates, and the updates of matrices in them."""
+
+import math
+
+import numpy as np
+import pytest
+
+from tests.stages.support import LLAMA, build, run_threads, tiny
+from tests.stages.training.test_bits16 import assert_packed_equals_master
+from threadloom.kernels import Floats
+from threadloom.pipeline import Arena
+from threadloom.stages.config import Config
+from threadloom.stages.memory.rotation import ROWS, matrix_parts
+from threadloom.stages.models import Geometry, Side, basis_shapes, rotated_sides, trained_shapes
+from threadloom.stages.resolve import apply_overrides, resolve
+from threadloom.stages.step.optimizers.rotation import Rotation
+from threadloom.stages.training.training import Training
+
+pytestmark = pytest.mark.timeout(120)
+
+GEOMETRY = Geometry(vocabulary=29, context=5, layers=2, heads=1, channels=12)
+EPS32 = float(np.finfo(np.float32).eps)
+
+
+def moments(seed: int) -> Arena:
+    """Matrices whose singular values are a factor of 2 apart, so that their singular vectors are well determined."""
+    rng, arena = np.random.default_rng(seed), Arena(trained_shapes(GEOMETRY))
+    for name in rotated_sides(GEOMETRY):
+        for matrix in arena[name].reshape(-1, *arena[name].shape[-2:]):
+            u, s, vt = np.linalg.svd(rng.standard_normal(matrix.shape), full_matrices=False)
+            matrix[...] = u * 2.0 ** -np.arange(len(s)) @ vt
+    return arena
+
+
+def matrices(arena: Arena, name: str) -> Floats:
+    """Return the layers of a tensor, (L, rows, columns)."""
+    stacked: Floats = arena[name].reshape(-1, *arena[name].shape[-2:])
+    return stacked
+
+
+def turned(matrix: Floats, basis: Floats, side: Side) -> np.ndarray:
+    """Return a matrix in coordinates of a basis, in float64."""
+    basis, matrix = basis.astype(np.float64), matrix.astype(np.float64)
+    return matrix @ basis if side is Side.COLUMNS else basis.T @ matrix
+
+
+def assert_orthogonal(basis: Floats) -> None:
+    """Each element of QᵀQ is a sum of k products of numbers rounded to float32; Q itself is exact to float64."""
+    k = len(basis)
+    wide = basis.astype(np.float64)
+    assert np.abs(wide.T @ wide - np.eye(k)).max() <= 2.0 * math.sqrt(k) * EPS32
+
+
+def test_the_smaller_side_of_each_trained_matrix_is_rotated() -> None:
+    sides = rotated_sides(GEOMETRY, frozenset({"wpe"}))
+    assert sides == {
+        "wte": Side.COLUMNS, "qkv_weight": Side.ROWS, "attn_proj_weight": Side.COLUMNS, "fc_weight": Side.ROWS,
+        "mlp_proj_weight": Side.COLUMNS,
+    }  # fmt: skip
+    assert basis_shapes(GEOMETRY) == {"wpe": (5, 5)} | {
+        name: (12, 12) if name == "wte" else (2, 12, 12) for name in sides
+    }
+
+
+def test_the_first_bases_are_the_eigenvectors_of_the_gradients_covariance() -> None:
+    gradient, rotation = moments(1), Rotation(GEOMETRY, frozenset(), 3)
+    rotation.refresh(0, gradient, Arena(trained_shapes(GEOMETRY)))
+    for name, side in rotation.sides.items():
+        for matrix, basis in zip(matrices(gradient, name), matrices(rotation.bases, name), strict=True):
+            assert_orthogonal(basis)
+            found = turned(matrix, basis, side)
+            covariance = found.T @ found if side is Side.COLUMNS else found @ found.T
+            outside = np.abs(covariance - np.diag(np.diag(covariance))).max()
+            # The covariance is a float32 sum of products, whose error perturbs what a rotation makes diagonal.
+            assert outside <= 4.0 * max(matrix.shape) * EPS32 * np.trace(covariance)
+
+
+@pytest.mark.parametrize("zero", [False, True], ids=["", "of zeros"])
+def test_later_bases_follow_the_moment_and_turns_lead_to_them(zero: bool) -> None:
+    """A moment that stays the same is diagonalised further by each iteration: its ratios of eigenvalues are 4."""
+    rotation, first, later = Rotation(GEOMETRY, frozenset(), 1), moments(1), moments(2)
+    if zero:
+        later.flat[...] = 0.0
+    rotation.refresh(0, first, first)
+    rests = []
+    for applied in range(1, 31):
+        in_basis, before = Arena(trained_shapes(GEOMETRY)), Arena(basis_shapes(GEOMETRY))
+        np.copyto(before.flat, rotation.bases.flat)
+        for name, side in rotation.sides.items():
+            for to, matrix, basis in zip(*(matrices(a, name) for a in (in_basis, later, before)), strict=True):
+                to[...] = turned(matrix, basis, side)
+        rotation.refresh(applied, first, in_basis)
+        rest = 0.0
+        for name, side in rotation.sides.items():
+            arenas = later, before, rotation.bases, rotation.turns
+            for matrix, old, new, turn in zip(*(matrices(arena, name) for arena in arenas), strict=True):
+                assert_orthogonal(new)
+                k = len(new)
+                assert np.abs(old.astype(np.float64) @ turn - new).max() <= 4.0 * k * EPS32
+                found = turned(matrix, new, side)
+                covariance = found.T @ found if side is Side.COLUMNS else found @ found.T
+                rest = max(rest, np.abs(np.triu(covariance, 1)).max())
+        rests.append(rest)
+    assert zero or rests[-1] < 1e-5 < 1e-2 < rests[0]
+
+
+def test_bases_are_due_after_every_so_many_updates() -> None:
+    rotation = Rotation(GEOMETRY, frozenset(), 4)
+    assert [applied for applied in range(10) if rotation.is_due(applied)] == [0, 4, 8]
+
+
+def test_parts_cover_every_matrix_once() -> None:
+    geometry = Geometry(vocabulary=2 * ROWS + 3, context=5, layers=2, heads=1, channels=6)
+    arena = Arena(trained_shapes(geometry))
+    for part in matrix_parts(trained_shapes(geometry), rotated_sides(geometry)):
+        assert part.of(arena).size == part.elements
+        part.of(arena)[...] += 1.0
+    for name, tensor in arena.items():
+        np.testing.assert_array_equal(tensor, 1.0 if name in rotated_sides(geometry) else 0.0)
+
+
+def one_update(config: Config, *overrides: str) -> Training:
+    training = build(resolve(apply_overrides(config, ["steps=1", "optimizer.rotation=2", *overrides]), cores=2))
+    run_threads(training)
+    return training
+
+
+@pytest.mark.parametrize("config", [None, LLAMA], ids=["gpt2", "llama"])
+def test_the_first_update_is_the_sign_of_the_turned_gradient(config: Config | None) -> None:
+    """At t = 1 moments are the gradient and its square: D̃ is the sign of G̃, wherever epsilon does not count."""
+    training = one_update(config or tiny(), "optimizer.lr=0.5", "optimizer.weight_decay=0.25", "schedule.kind=constant",
+                          "schedule.warmup=0", "optimizer.eps=1e-30", "optimizer.clip=0")  # fmt: skip
+    start = build(training.config)
+    rotation = training.optimizer.rotation
+    assert rotation is not None
+    with training.banks.lease(1) as new, start.banks.lease(0) as old:
+        for name, side in rotation.sides.items():
+            arenas = new.bank.arena, old.bank.arena, rotation.bases, training.optimizer.state["m"]
+            for after, before, basis, m in zip(*(matrices(arena, name) for arena in arenas), strict=True):
+                wide = basis.astype(np.float64)
+                sign = np.sign(m.astype(np.float64))
+                direction = sign @ wide.T if side is Side.COLUMNS else wide @ sign
+                expected = before.astype(np.float64) * (1.0 - 0.5 * 0.25) - 0.5 * direction
+                sizes = np.abs(sign) @ np.abs(wide.T) if side is Side.COLUMNS else np.abs(wide) @ np.abs(sign)
+                bound = (len(basis) + 8) * EPS32 * (np.abs(before) + sizes)
+                assert (np.abs(after - expected) <= bound).all(), name
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("delay", [0, 2])
+def test_new_weights_are_packed(precision: str, delay: int) -> None:
+    training = build(tiny(f"precision={precision}", f"delay={delay}", "optimizer.rotation=2", "steps=3",
+                          "model.vocab_size=601"))  # fmt: skip
+    run_threads(training)
+    with training.banks.lease_newest() as lease:
+        assert_packed_equals_master(training.config.geometry(), lease.bank, precision)
+
+
+@pytest.mark.parametrize(
+    "others",
+    [("delay=1", "threads.update=3", "threads.reduce=3"), ("delay=0", "extra_banks=0"), ("delay=0", "extra_banks=2")],
+)
+def test_updates_depend_neither_on_threads_nor_on_banks(others: tuple[str, ...]) -> None:
+    """Without extra banks a version is updated in place at delay 0."""
+    results = []
+    for settings in ((others[0],), others):
+        training = build(tiny("optimizer.rotation=2", "steps=5", "model.vocab_size=601", *settings))
+        run_threads(training)
+        with training.banks.lease_newest() as lease:
+            results.append(lease.bank.arena.flat.copy())
+    np.testing.assert_array_equal(results[0], results[1])
