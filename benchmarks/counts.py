@@ -90,7 +90,8 @@ def train_counted(config: ResolvedConfig, updates: int, mode: ChildMode) -> None
     from threadloom.stages.resolve import gemm_settings
     from threadloom.stages.training import Training, compile_kernels, replay
 
-    compile_kernels(lambda _: None, config.precision, config.model.architecture, config.delay_correction)
+    kinds = config.precision, config.model.architecture, config.delay_correction
+    compile_kernels(lambda _: None, *kinds, rotated=config.optimizer.rotation > 0)
     config = msgspec.structs.replace(config, steps=1 + updates)
     with gemm_settings(config):
         made = replay(Training(config, RandomTokens(config.geometry(), config.batch_sizes, config.seed)))

@@ -45,6 +45,7 @@ from threadloom.stages.memory.precision_memory import (
 )
 from threadloom.stages.memory.rotation import (
     MatrixPart as MatrixPart,
+    bases_bytes as bases_bytes,
     matrix_parts as matrix_parts,
     scratch_elements as scratch_elements,
 )

@@ -8,8 +8,8 @@ from threadloom.stages.resolve.adapters import (
     with_adapters as with_adapters,
 )
 from threadloom.stages.resolve.delay_cost import (
-    DELAY_COSTS as DELAY_COSTS,
     DelayCost as DelayCost,
+    delay_costs as delay_costs,
     delay_summary as delay_summary,
     delay_warning as delay_warning,
 )

@@ -47,6 +47,8 @@ def with_delay_correction(config: Config) -> Config:
     elif schedule.delay_warmup and config.delay:
         raise _unused("schedule.delay_warmup", schedule.delay_warmup, kind, "warmup")
     synchronous = schedule.synchronous if config.delay else 0
+    if synchronous and kind is DelayCorrection.WARMUP:
+        raise _unused("schedule.synchronous", synchronous, kind, "another one")
     early = optimizer.synchronous_beta1
     if not synchronous or not (kind.has_lead or kind.forecasts):
         early = beta1

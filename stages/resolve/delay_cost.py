@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from threadloom.stages.config import DelayCorrection, ResolvedConfig
+from threadloom.stages.config import Config, DelayCorrection, ResolvedConfig
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,6 @@ class DelayCost:
     """Final loss above that without a delay after equal updates, in nats per token."""
     warmup: float
     """Share of the updates that has to be warm-up."""
-    synchronous: float = 0.0
-    """Share of the updates, the first ones, that have no delay."""
 
 
 DELAY_COSTS: Mapping[int, DelayCost] = {
@@ -26,10 +24,21 @@ DELAY_COSTS: Mapping[int, DelayCost] = {
     2: DelayCost(1.05, 0.010, warmup=0.35),
 }
 """Delay → its cost with `delay_correction=forecast_lead`."""
+ROTATED_DELAY_COSTS: Mapping[int, DelayCost] = {
+    0: DelayCost(1.0, 0.0, warmup=0.0),
+    1: DelayCost(1.0, 0.0, warmup=0.15),
+    2: DelayCost(1.09, 0.018, warmup=0.15),
+}
+"""The same in rotated bases (`optimizer.rotation`), compared with τ = 0 in those, which ends far below AdamW."""
 WITHOUT_CORRECTION: Mapping[int, float] = {1: 0.063, 2: 0.472}
 """Delay → final loss above that without a delay, with nanoGPT's own settings and `delay_correction=none`."""
 FREE = 0.005
 """Loss below which a cost is less than the spread of two seeds."""
+
+
+def delay_costs(config: Config) -> Mapping[int, DelayCost]:
+    """Return delay → its cost with the optimizer of a configuration."""
+    return ROTATED_DELAY_COSTS if config.optimizer.rotation else DELAY_COSTS
 
 
 def delay_summary(config: ResolvedConfig) -> str:
@@ -39,9 +48,11 @@ def delay_summary(config: ResolvedConfig) -> str:
     if kind.forecasts:
         strength += f", forecast lead {optimizer.forecast_lead:g}"
     reads = f"weights forecast {config.delay} updates ahead" if kind.forecasts else "weights as they were"
+    first = config.schedule.synchronous
+    start = f", after {first:,} updates without a delay" if first else ""
     return (
         f"delay {config.delay}: batch k reads version k - {config.delay}, {reads} "
-        f"(delay_correction={kind.value}{strength})"
+        f"(delay_correction={kind.value}{strength}){start}"
     )
 
 
@@ -58,9 +69,10 @@ def delay_warning(config: ResolvedConfig) -> str | None:
             f"without a correction delay={delay} ended {WITHOUT_CORRECTION[delay]:.2f} above delay=0 on nanoGPT's "
             f"recipe. Hint: set delay_correction=auto, or {remedy}"
         )
-    if delay not in DELAY_COSTS:
-        return f"the cost of delay={delay} has not been measured; up to {max(DELAY_COSTS)} has. Hint: {remedy}"
-    cost = DELAY_COSTS[delay]
+    costs = delay_costs(config)
+    if delay not in costs:
+        return f"the cost of delay={delay} has not been measured; up to {max(costs)} has. Hint: {remedy}"
+    cost = costs[delay]
     if cost.loss < FREE:
         return None
     return (

@@ -22,9 +22,9 @@ def gemm_settings(
     Numba's GEMM runs in `variants`, or, if they are None, in those that were measured on this machine for the shapes of
     the model, if any were; the bits are the same in all.
 
-    In bf16x3 the backend is that of three bfloat16 products, regardless of `config.gemm_backend`; bf16 multiplies no
-    float32 matrices and leaves the backend as it is. Both settings are process-wide: enter the context before the
-    stages of a run start, and while no other run is active.
+    In bf16x3 the backend is that of three bfloat16 products, regardless of `config.gemm_backend`; bf16 multiplies
+    float32 matrices only in rotated bases, and leaves the backend as it is without. Both settings are process-wide:
+    enter the context before the stages of a run start, and while no other run is active.
     """
     from threadloom.kernels import (
         GemmBackend,

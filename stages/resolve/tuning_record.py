@@ -142,6 +142,7 @@ def record_path(
         f"v{vocabulary}{model.size_label}",
         f"b{config.batch_size}x{config.gradient_accumulation_steps}",
         f"delay{config.delay}",
+        *(["rotated"] if config.optimizer.rotation else []),
         *([] if precision is Precision.FLOAT32 else [precision.value]),
         *_trained_label(config),
         *_embedding_label(config),

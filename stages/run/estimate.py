@@ -28,7 +28,7 @@ from threadloom.stages.data import (
     standard_input,
 )
 from threadloom.stages.machine import detect, load_warning
-from threadloom.stages.memory import FLOAT, Bank, format_lanes, format_memory_plan
+from threadloom.stages.memory import FLOAT, Bank, bases_bytes, format_lanes, format_memory_plan
 from threadloom.stages.models import initialise, parameter_count
 from threadloom.stages.resolve import (
     choose_precision_and_warn,
@@ -207,7 +207,7 @@ def estimate_text(found: Estimate) -> str:
     evaluations = (
         f"  {found.evaluations:,} evaluations of at most {found.evaluation:,.2f} s on one core, during updates"
     )
-    size = parameter_count(geometry) * FLOAT * (found.config.delay + 3)
+    size = parameter_count(geometry) * FLOAT * (found.config.delay + 3) + bases_bytes(found.config)
     lines += [
         "time",
         f"  {config.steps:,} updates of {1e3 * found.update:,.1f} ms: {format_estimate(config.steps * found.update)}",

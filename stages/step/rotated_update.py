@@ -10,7 +10,7 @@ import numpy as np
 
 from threadloom.kernels import DelayedAdamWStep, Floats
 from threadloom.kernels.float32 import rotated_adamw, rotated_adamw_forecast
-from threadloom.pipeline import Pool, aligned_zeros
+from threadloom.pipeline import Arena, Pool, aligned_zeros
 from threadloom.stages.config import ResolvedConfig
 from threadloom.stages.memory import MatrixPart, UpdateShard, matrix_parts, scratch_elements
 from threadloom.stages.models import Geometry, Side, decayed_elements
@@ -42,7 +42,7 @@ class RotatedUpdate:
         self._rest = MasterUpdate(geometry, layout, optimizer)
         self._vectors = decayed_elements(geometry, layout.keys()), trained_elements(geometry, layout)
         shapes, sides = {name: view.shape for name, view in layout.items()}, self._rotation.sides
-        self._shards = _balanced(matrix_parts(shapes, sides), shards)
+        self._shards = _balanced(matrix_parts(shapes, sides), self._rotation.bases, shards)
         size = scratch_elements(shapes, sides)
         self.scratch = Pool([aligned_zeros(size, np.float32) for _ in range(threads)])
 
@@ -95,12 +95,13 @@ class RotatedUpdate:
             rotated_adamw_forecast(part.of(master), new, *rest)
 
 
-def _balanced(parts: Iterable[MatrixPart], shards: int) -> list[list[MatrixPart]]:
-    """Divide parts into shards of similar cost: the largest first, each to the shard with the least so far."""
+def _balanced(parts: Iterable[MatrixPart], bases: Arena, shards: int) -> list[list[MatrixPart]]:
+    """Divide parts into shards of similar work: the largest first, each to the shard with the least so far."""
     groups: list[list[MatrixPart]] = [[] for _ in range(shards)]
     costs = [0] * shards
-    for part in sorted(parts, key=lambda part: part.elements, reverse=True):
+    works = {part: part.elements * len(part.matrix(bases)) for part in parts}
+    for part, work in sorted(works.items(), key=lambda item: item[1], reverse=True):
         least = costs.index(min(costs))
         groups[least].append(part)
-        costs[least] += part.elements
+        costs[least] += work
     return groups

@@ -366,7 +366,7 @@ class Training:
             "forward": in_flight,
             "backward": config.max_concurrent_backward,
             "reduce": shards,
-            "update": shards,
+            "update": threads.update if self.rotated else shards,  # each thread of a rotated update needs scratch
         }
         limits = {name: max(count, getattr(threads, name)) for name, count in most.items()}
         return Controller(limits=limits, on_change=on_change)

@@ -14,8 +14,8 @@ from threadloom.stages.step.optimizers.optimizer import MASTER
 class LeadAdamW(AdamWState):
     """AdamW whose step adds the change of the first moment, `settings.lead` times. Implements `Optimizer`.
 
-    The updates from the first `synchronous` batches, whose gradients are not late, are those of AdamW with
-    `settings.synchronous_beta1`.
+    Those from the first `synchronous` batches, whose gradients are not late, have none. The first `synchronous` updates
+    that are not skipped have `settings.synchronous_beta1`.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class LeadAdamW(AdamWState):
         leads = applied > 0 and late
         return DelayedAdamWStep(
             lr=self._learning_rate(batch),
-            beta1=s.beta1 if late else s.synchronous_beta1,
+            beta1=s.beta1 if applied >= self._synchronous else s.synchronous_beta1,
             beta2=s.beta2,
             eps=s.eps,
             weight_decay=s.weight_decay,

@@ -27,8 +27,9 @@ from threadloom.pipeline import arena_size
 from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.data import RandomTokens
 from threadloom.stages.layouts import as_weights, head_counts, layout_of
-from threadloom.stages.memory import BatchLoss, LossScaler, UpdateShard, adamw_bytes, reduction_bytes
+from threadloom.stages.memory import BatchLoss, LossScaler, UpdateShard, adamw_bytes, matrix_parts, reduction_bytes
 from threadloom.stages.models import Geometry, parameter_shapes
+from threadloom.stages.step import rotated_stage
 from threadloom.stages.tools.bench.kernel_case import Call, KernelCase
 from threadloom.stages.tools.bench.roofline import FLOAT, SHORT, KernelWork, total
 from threadloom.stages.training import Training
@@ -163,15 +164,26 @@ class KernelBench(ABC):
         reduced = KernelWork(float((count + 1) * elements), reduction_bytes(elements, count), held=held)
         forecasts = self.config.delay_correction.forecasts
         moved = update_bytes(self.geometry, self.trained, self.config.precision, forecasts=forecasts)
-        updated = KernelWork(16.0 * elements, moved, held=moved - FLOAT * 3.0 * elements)  # three are changed in place
+        held = moved - FLOAT * 3.0 * elements  # three are changed in place
+        updated = KernelWork(16.0 * elements + self._rotations(), moved, held=held)
         optimizer = self._training.optimizer
-        update = self.compute.update_stage(self.gradient, optimizer, 1)
+        rotated = rotated_stage(self.config, self.gradient, optimizer, self.compute, 1)
+        update = rotated or self.compute.update_stage(self.gradient, optimizer, 1)
         step = optimizer.step(batch=1, applied=1, grad_norm=0.0, scale=1.0)
         shard = UpdateShard(0, 0, (0, elements), self.bank, self.bank, step, BatchLoss(0.0, 1), 0.0)
         return [
             KernelCase(REDUCE, 1, reduced, partial(kernels.sum_lanes, lanes, flat, self.gradient.squares, 0, chunks)),
             KernelCase(ADAMW, 1, updated, partial(update, shard)),
         ]
+
+    def _rotations(self) -> float:
+        """Return the operations of the products with rotated bases; 0 without."""
+        rotation = self._training.optimizer.rotation
+        if rotation is None:
+            return 0.0
+        products = 3 if self.config.delay_correction.forecasts else 2
+        parts = matrix_parts(parameter_shapes(self.geometry), rotation.sides)
+        return 2.0 * products * sum(part.elements * len(part.matrix(rotation.bases)) for part in parts)
 
 
 def update_bytes(geometry: Geometry, trained: Set[str], precision: Precision, *, forecasts: bool = False) -> float:

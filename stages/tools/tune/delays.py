@@ -22,7 +22,7 @@ class DelayRow:
 
     delay: int
     speed: float
-    """Median of the ratios of the speeds in the same round, each of a whole run, whose first updates have no delay."""
+    """Median of the ratios of the speeds in the same round, each of a whole run with its synchronous updates."""
     interval: tuple[float, float]
     """Smallest and largest of these ratios."""
     updates: float
@@ -68,8 +68,10 @@ class DelayChoice:
         ]
 
 
-def choose_delay(speeds: Sequence[DelaySpeed], costs: Mapping[int, DelayCost]) -> DelayChoice:
+def choose_delay(speeds: Sequence[DelaySpeed], costs: Mapping[int, DelayCost], synchronous: float = 0.0) -> DelayChoice:
     """Return the choice among measured delays, of which the first is 0; `costs` maps a delay to its cost.
+
+    `synchronous` is the share of the updates of a run, the first ones, that have no delay.
 
     A delay is chosen only if it pays in every round. Raises ValueError unless the first delay is 0 and all have as many
     rounds.
@@ -79,10 +81,9 @@ def choose_delay(speeds: Sequence[DelaySpeed], costs: Mapping[int, DelayCost]) -
         raise ValueError("expected delay 0 first, and as many rounds of every delay")
     rows = []
     for speed in others:
-        cost = costs[speed.delay]
         times = [reference / rate for rate, reference in zip(speed.rates, base.rates, strict=True)]
-        ratios = [1.0 / (cost.synchronous + (1.0 - cost.synchronous) * time) for time in times]
+        ratios = [1.0 / (synchronous + (1.0 - synchronous) * time) for time in times]
         middle = statistics.median(ratios)
-        rows.append(DelayRow(speed.delay, middle, (min(ratios), max(ratios)), cost.updates))
+        rows.append(DelayRow(speed.delay, middle, (min(ratios), max(ratios)), costs[speed.delay].updates))
     best = min((row for row in rows if row.pays), key=lambda row: row.time, default=None)
     return DelayChoice(best.delay if best else 0, tuple(rows))

@@ -19,8 +19,8 @@ from threadloom.pipeline import available_cores, format_duration
 from threadloom.stages.config import Config, ConfigError
 from threadloom.stages.machine import detect
 from threadloom.stages.resolve import (
-    DELAY_COSTS,
     TunedSettings,
+    delay_costs,
     resolve,
     stage_threads,
     to_json,
@@ -106,7 +106,7 @@ def run_goal(
     tuned = run_tuning(config, SPEED_SHARE * budget, picture, console, precisions)
     config = with_defaults(with_precision(config, tuned.precision), tuned.search.chosen)
     speeds = _measure_delays(config, tuned.search.chosen, DELAY_SHARE * budget)
-    delay = choose_delay(speeds, DELAY_COSTS)
+    delay = choose_delay(speeds, delay_costs(config), min(config.schedule.synchronous / config.steps, 1.0))
     rate = {speed.delay: max(speed.rates) for speed in speeds}
     halving = _search_rates(config, rate[0], (1.0 - SPEED_SHARE - DELAY_SHARE) * budget)
     result = _result(config, goal.loss, delay, halving, rate[delay.delay])
@@ -172,10 +172,10 @@ def _search_rates(config: Config, tokens_per_s: float, budget: float) -> Halving
 def _result(
     config: Config, goal: float, delay: DelayChoice, halving: HalvingResult[RateChoice] | None, tokens_per_s: float
 ) -> GoalResult:
-    updates, rate = math.inf, None
+    updates, rate, cost = math.inf, None, delay_costs(config)[delay.delay]
     if halving:
-        updates = updates_to_loss(halving.curve(), goal) * DELAY_COSTS[delay.delay].updates
-        warmup = max(halving.best.warmup, DELAY_COSTS[delay.delay].warmup)  # the pilots had no delay
+        updates = updates_to_loss(halving.curve(), goal) * cost.updates
+        warmup = max(halving.best.warmup, cost.warmup)  # the pilots had no delay
         rate = replace(halving.best, warmup=warmup)
         config = rate.applied(config, config.steps)
     config = msgspec.structs.replace(config, delay=delay.delay, slots=config.slots if not delay.delay else None)

@@ -7,7 +7,7 @@ import pytest
 from tests.stages.resolve.support import refusal, tiny
 from threadloom.stages.config import DelayCorrection
 from threadloom.stages.resolve.delay_correction import with_delay_correction
-from threadloom.stages.resolve.delay_cost import DELAY_COSTS, FREE, delay_summary, delay_warning
+from threadloom.stages.resolve.delay_cost import DELAY_COSTS, FREE, ROTATED_DELAY_COSTS, delay_summary, delay_warning
 from threadloom.stages.resolve.loading import apply_overrides, resolved_from_json, to_json
 from threadloom.stages.resolve.resolution import resolve
 from threadloom.stages.resolve.trajectory_settings import trajectory, trajectory_differences
@@ -136,6 +136,13 @@ def test_the_cost_of_the_default_remedy_is_told_unless_it_is_free(delay: int) ->
         assert warning is None
     else:
         assert f"{cost.loss:.3f} above" in str(warning)
+
+
+def test_the_cost_in_rotated_bases_is_their_own() -> None:
+    config = apply_overrides(tiny(), ["delay=2", "optimizer.rotation=5", "steps=100", "schedule.warmup=15"])
+    warning, cost = str(delay_warning(resolve(config, 2))), ROTATED_DELAY_COSTS[2]
+    assert f"{cost.loss:.3f} above" in warning
+    assert "warm-up" not in warning
 
 
 def test_the_line_on_a_delay_names_the_remedy_and_its_strength() -> None:

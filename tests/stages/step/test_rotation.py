@@ -1,15 +1,19 @@
 """The bases of AdamW in rotated coordinates, and the updates of matrices in them."""
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.stages.support import LLAMA, build, run_threads, tiny
+from tests.stages.support import LLAMA, Result, assert_same, build, result, run_sequence, run_threads, tiny
 from tests.stages.training.test_bits16 import assert_packed_equals_master
 from threadloom.kernels import Floats
 from threadloom.pipeline import Arena
+from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.config import Config
+from threadloom.stages.memory.graph_items import Update
 from threadloom.stages.memory.rotation import ROWS, matrix_parts
 from threadloom.stages.models import Geometry, Side, basis_shapes, rotated_sides, trained_shapes
 from threadloom.stages.resolve import apply_overrides, resolve
@@ -102,6 +106,28 @@ def test_later_bases_follow_the_moment_and_turns_lead_to_them(zero: bool) -> Non
                 rest = max(rest, np.abs(np.triu(covariance, 1)).max())
         rests.append(rest)
     assert zero or rests[-1] < 1e-5 < 1e-2 < rests[0]
+    for name in rotation.sides if zero else ():  # nothing is known of another basis
+        for turn in matrices(rotation.turns, name):
+            assert np.abs(turn - np.eye(len(turn))).max() <= 4.0 * len(turn) * EPS32
+
+
+def test_a_basis_that_fits_already_stays_column_by_column() -> None:
+    """Otherwise second moments, which are not turned, would be those of other columns."""
+    rotation, gradient = Rotation(GEOMETRY, frozenset(), 1), moments(1)
+    rotation.refresh(0, gradient, gradient)
+    in_basis = Arena(trained_shapes(GEOMETRY))
+    for name, side in rotation.sides.items():
+        for to, matrix, basis in zip(*(matrices(a, name) for a in (in_basis, gradient, rotation.bases)), strict=True):
+            to[...] = turned(matrix, basis, side)
+    rotation.refresh(1, gradient, in_basis)
+    for name in rotation.sides:
+        for turn in matrices(rotation.turns, name):
+            k = len(turn)
+            # Eigenvectors move by the error of the covariance, some eps of its trace, over the gap of eigenvalues: at
+            # least 3/4 of the smaller one, and the smallest is 4^(1 - k) of the largest.
+            smallest = 4.0 ** (1 - np.arange(k)[::-1])
+            assert (np.abs(np.diag(turn)) > 0.5).all()
+            assert (np.abs(turn - np.eye(k)).max(axis=0) <= 8 * k * EPS32 / smallest).all()
 
 
 def test_bases_are_due_after_every_so_many_updates() -> None:
@@ -169,3 +195,44 @@ def test_updates_depend_neither_on_threads_nor_on_banks(others: tuple[str, ...])
         with training.banks.lease_newest() as lease:
             results.append(lease.bank.arena.flat.copy())
     np.testing.assert_array_equal(results[0], results[1])
+
+
+OVERFLOWS = ("precision=fp16", "loss_scale.initial=1e12", "loss_scale.backoff=1e-2", "loss_scale.interval=2",
+             "loss_scale.growth=1000", "optimizer.rotation=2", "steps=12", "checkpoint.interval=1",
+             "checkpoint.keep=0")  # fmt: skip
+
+
+@pytest.mark.parametrize("others", [("delay=0", "extra_banks=0"), ("delay=2", "checkpoint.copies=false")])
+def test_a_run_with_skipped_updates_is_resumed_from_any_step(others: tuple[str, ...], tmp_path: Path) -> None:
+    """Updates that overflow are skipped, also some in which bases were due."""
+    whole = build(tiny(*OVERFLOWS, *others), tmp_path)
+    expected = result(whole, run_threads(whole))
+    updates = [update for update in run_sequence(build(tiny(*OVERFLOWS, *others))) if isinstance(update, Update)]
+    skipped = [update.step for update in updates if update.scaled is not None and update.scaled.skipped]
+    assert len(skipped) > 2 and skipped[-1] > 6
+    for step in range(1, 12):
+        training = build(tiny(*OVERFLOWS, *others), start=Checkpoint.open(tmp_path / f"step-{step:06d}"))
+        found = result(training, run_threads(training))
+        assert repr(found.updates) == repr(expected.updates[step:]), "the norm of a skipped gradient is no number"
+        assert_same(replace(found, updates=()), Result(expected.tensors, (), (), ()))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ('train.freeze=["wte", "qkv*"]',), ('train.only=["ln*"]',), ("optimizer.ema=0.5",),
+        ('optimizer.groups=[{"match": "wte", "lr": 0.5, "decay": 0}]',), ("float32_matmul_precision=high",),
+        ("guard.action=skip", "guard.window=4", "guard.deviations=0.5"),
+    ],
+)  # fmt: skip
+def test_other_settings_of_the_recipe_are_kept_in_rotated_bases(settings: tuple[str, ...], tmp_path: Path) -> None:
+    """Threads compute the bits of the replay, and the second half of a run those of the whole."""
+    common = ("optimizer.rotation=2", "steps=8", "delay=1", "checkpoint.interval=4", "checkpoint.keep=0", *settings)
+    whole = build(tiny(*common), tmp_path)
+    expected = result(whole, run_threads(whole))
+    training = build(tiny(*common), start=Checkpoint.open(tmp_path / "step-000004"))
+    assert_same(result(training, run_sequence(training)), Result(expected.tensors, expected.updates[4:], (), ()))
+    if "train" in settings[0]:
+        start = build(tiny(*common))
+        with training.banks.lease_newest() as new, start.banks.lease(0) as old:
+            np.testing.assert_array_equal(new.bank.tensors["wte"], old.bank.tensors["wte"])

@@ -43,8 +43,8 @@ def test_the_choice_never_takes_longer_in_any_round(rates: list[tuple[float, flo
 
 def test_updates_without_a_delay_have_the_speed_without_it() -> None:
     """Half of the updates take 1 s, the others 0.5 s: 0.75 s each."""
-    half = {0: COSTS[0], 2: DelayCost(1.0, loss=0.0, warmup=0.5, synchronous=0.5)}
-    (row,) = choose_delay([DelaySpeed(0, (1.0,)), DelaySpeed(2, (2.0,))], half).rows
+    free = {0: COSTS[0], 2: DelayCost(1.0, loss=0.0, warmup=0.5)}
+    (row,) = choose_delay([DelaySpeed(0, (1.0,)), DelaySpeed(2, (2.0,))], free, synchronous=0.5).rows
     assert row.speed == pytest.approx(1.0 / 0.75)
     assert row.time == pytest.approx(0.75)
 
