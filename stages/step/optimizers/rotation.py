@@ -51,7 +51,12 @@ class Rotation:
             for matrix, basis, turn, covariance in self._matrices(name, moment if applied else gradient):
                 side, other = (Op.T, Op.N) if self.sides[name] is Side.COLUMNS else (Op.N, Op.T)
                 gemm(matrix, matrix, covariance, side, other, 1.0, 0.0)
-                found = _orthogonal_iteration(basis, covariance) if applied else _eigenvectors(covariance)
+                if not applied:
+                    basis[...] = np.eye(len(basis), dtype=np.float32)
+                if not np.isfinite(covariance).all():  # of numbers beyond 1e19, in a run that diverges
+                    found: _Matrix = basis.astype(np.float64)
+                else:
+                    found = _orthogonal_iteration(basis, covariance) if applied else _eigenvectors(covariance)
                 turn[...] = basis.T.astype(np.float64) @ found
                 basis[...] = found
 

@@ -130,6 +130,19 @@ def test_a_basis_that_fits_already_stays_column_by_column() -> None:
             assert (np.abs(turn - np.eye(k)).max(axis=0) <= 8 * k * EPS32 / smallest).all()
 
 
+@pytest.mark.parametrize("applied", [0, 1])
+def test_a_covariance_that_overflows_leaves_the_bases_as_they_are(applied: int) -> None:
+    rotation, gradient = Rotation(GEOMETRY, frozenset(), 1), moments(1)
+    if applied:
+        rotation.refresh(0, gradient, gradient)
+    before = {name: rotation.bases[name].copy() for name in rotation.sides}
+    gradient.flat[...] = 3e19
+    rotation.refresh(applied, gradient, gradient)
+    for name in rotation.sides:
+        expected = before[name] if applied else np.broadcast_to(np.eye(before[name].shape[-1]), before[name].shape)
+        np.testing.assert_array_equal(rotation.bases[name], expected)
+
+
 def test_bases_are_due_after_every_so_many_updates() -> None:
     rotation = Rotation(GEOMETRY, frozenset(), 4)
     assert [applied for applied in range(10) if rotation.is_due(applied)] == [0, 4, 8]
