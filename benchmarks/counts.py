@@ -88,10 +88,9 @@ def train_counted(config: ResolvedConfig, updates: int, mode: ChildMode) -> None
     """Make one update, and in mode COUNT `updates` more, of which callgrind writes a profile."""
     from threadloom.stages.data import RandomTokens
     from threadloom.stages.resolve import gemm_settings
-    from threadloom.stages.training import Training, compile_kernels, replay
+    from threadloom.stages.training import Training, compile_kernels_of, replay
 
-    kinds = config.precision, config.model.architecture, config.delay_correction
-    compile_kernels(lambda _: None, *kinds, rotated=config.optimizer.rotation > 0)
+    compile_kernels_of(config, lambda _: None)
     config = msgspec.structs.replace(config, steps=1 + updates)
     with gemm_settings(config):
         made = replay(Training(config, RandomTokens(config.geometry(), config.batch_sizes, config.seed)))

@@ -15,7 +15,7 @@ from threadloom.stages.config import Config, Precision, ScheduleConfig, Schedule
 from threadloom.stages.data import RandomTokens
 from threadloom.stages.memory import Update, label
 from threadloom.stages.resolve import from_json, gemm_settings, resolve
-from threadloom.stages.training import ENDLESS, StepGate, Training, compile_kernels
+from threadloom.stages.training import ENDLESS, StepGate, Training, compile_kernels_of
 
 
 def measured(config: Config, delay: int, precision: Precision = Precision.FLOAT32) -> Config:
@@ -36,13 +36,7 @@ class Threadloom:
         self, config: str, delay: int, threads: int, folder: Path | None = None, precision: str = FLOAT32
     ) -> None:
         self.config = resolve(measured(from_json(config), delay, Precision(precision)), threads)
-        compile_kernels(
-            lambda _: None,
-            self.config.precision,
-            self.config.model.architecture,
-            self.config.delay_correction,
-            rotated=self.config.optimizer.rotation > 0,
-        )
+        compile_kernels_of(self.config, lambda _: None)
         self._source = RandomTokens(self.config.geometry(), self.config.batch_sizes, self.config.seed)
         self._gate = StepGate(self._source)
         init = self.config.init

@@ -76,8 +76,7 @@ class TrainingState:
         if (self.geometry.lora is None) != (self.base is None):
             raise ValueError(f"{self.geometry}: a model with adapters, and only that, has a base model")
         shapes, trained = whole_shapes(self.geometry), self._trained_shapes()
-        moments = {name: arena for name, arena in self.optimizer.items() if name != BASES}
-        tensors = {**moments, **{f"version {k}": arena for k, arena in self.versions.items()}}
+        tensors = {**self._like_weights(), **{f"version {k}": arena for k, arena in self.versions.items()}}
         for label, found in tensors.items():
             expected = shapes if label == f"version {self.step}" and self.base is None else trained
             if {name: view.shape for name, view in found.items()} != expected:
@@ -85,9 +84,12 @@ class TrainingState:
 
     def _trained_shapes(self) -> dict[str, Shape]:
         """Return name → shape of the tensors that every part of the optimizer's state has."""
-        shapes = parameter_shapes(self.geometry)
-        arenas = [arena for name, arena in self.optimizer.items() if name != BASES]
+        shapes, arenas = parameter_shapes(self.geometry), self._like_weights().values()
         return {name: shape for name, shape in shapes.items() if all(name in arena for arena in arenas)}
+
+    def _like_weights(self) -> dict[str, Mapping[str, Floats]]:
+        """Return the parts of the optimizer's state that have the shapes of the trained tensors."""
+        return {name: arena for name, arena in self.optimizer.items() if name != BASES}
 
     @property
     def saved_tensors(self) -> frozenset[str]:

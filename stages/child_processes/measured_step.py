@@ -17,13 +17,11 @@ def time_to_first_update(begin: float, text: str) -> dict[str, float]:
     reached = {"interpreter": time.monotonic() - begin}
     from threadloom.stages.data import RandomTokens
     from threadloom.stages.resolve import gemm_settings, resolved_from_json
-    from threadloom.stages.training import Training, compile_kernels
+    from threadloom.stages.training import Training, compile_kernels_of
 
     reached["imports"] = time.monotonic() - begin
     config = resolved_from_json(text)
-    kinds = config.precision, config.model.architecture, config.delay_correction
-    rotated = config.optimizer.rotation > 0
-    compile_kernels(lambda _: None, *kinds, team=config.threads.team, rotated=rotated)
+    compile_kernels_of(config, lambda _: None)
     reached["kernels"] = time.monotonic() - begin
     training = Training(config, RandomTokens(config.geometry(), config.batch_sizes, config.seed))
     reached["memory and weights"] = time.monotonic() - begin

@@ -31,6 +31,7 @@ from threadloom.stages.memory.graph_items import (
     label as label,
 )
 from threadloom.stages.memory.loss_scale import LossScaler as LossScaler, Scaled as Scaled, ScaleState as ScaleState
+from threadloom.stages.memory.matrix_rows import MatrixRows as MatrixRows, matrix_rows as matrix_rows
 from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation as OrderedAccumulation
 from threadloom.stages.memory.precision_memory import (
     DROPOUT_KEY_BYTES as DROPOUT_KEY_BYTES,
@@ -44,9 +45,8 @@ from threadloom.stages.memory.precision_memory import (
     token_ids_bytes as token_ids_bytes,
 )
 from threadloom.stages.memory.rotation import (
-    MatrixPart as MatrixPart,
     bases_bytes as bases_bytes,
-    matrix_parts as matrix_parts,
+    rotated_parts as rotated_parts,
     scratch_elements as scratch_elements,
 )
 from threadloom.stages.memory.spike_guard import GuardState as GuardState, SpikeGuard as SpikeGuard

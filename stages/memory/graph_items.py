@@ -130,6 +130,8 @@ class UpdateShard:
     """Why the guard leaves the update out; None if it does not."""
     noise: GradientNoise | None = None
     """None unless it is asked for, and if the gradient is not finite."""
+    turns: bool = False
+    """True if rotated moments have to be turned to the bases that were renewed for this update."""
 
     @property
     def skipped(self) -> bool:

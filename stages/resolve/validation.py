@@ -230,13 +230,15 @@ def _check_digits(data: DataConfig) -> None:
 
 def _check_rotation(config: Config) -> None:
     """Raise ConfigError for settings that a run cannot have together with rotated bases."""
+    if not config.optimizer.rotation:
+        return
     others = {
         "lora.rank": config.lora.rank,
         config.embedding.setting: config.embedding.derived,
         "grown_from": config.grown_from,
     }
     for key, value in others.items():
-        if config.optimizer.rotation and value:
+        if value:
             raise ConfigError(
                 "optimizer.rotation",
                 expected=f"0 with {key}",

@@ -66,7 +66,7 @@ from threadloom.stages.run.run_texts import corpus_of, prepared_texts
 from threadloom.stages.run.validation_windows import validation_windows
 from threadloom.stages.step import CheckpointOutput
 from threadloom.stages.storage import MetricsLog, RunDirectory, RunMode, atomic_write, read_metrics
-from threadloom.stages.training import Training, compile_kernels
+from threadloom.stages.training import Training, compile_kernels_of
 
 if TYPE_CHECKING:
     from threadloom.kernels.matmul import GemmVariant, ProductKind
@@ -208,14 +208,7 @@ def _train(
     signals: StopSignals | None,
 ) -> Outcome:
     announce(config, choice)
-    compile_kernels(
-        precision=config.precision,
-        architecture=config.model.architecture,
-        delayed=config.delay_correction,
-        embedding=config.embedding,
-        team=config.threads.team,
-        rotated=config.optimizer.rotation > 0,
-    )
+    compile_kernels_of(config)
     first = start.step if start else 0
     scores = {step: loss for step, loss in _scores(run).items() if step <= first}
     written = WrittenMetrics(config, first, scores)

@@ -12,7 +12,7 @@ from threadloom.kernels import DelayedAdamWStep, Floats
 from threadloom.kernels.float32 import rotated_adamw, rotated_adamw_forecast
 from threadloom.pipeline import Arena, Pool, aligned_zeros
 from threadloom.stages.config import ResolvedConfig
-from threadloom.stages.memory import MatrixPart, UpdateShard, matrix_parts, scratch_elements
+from threadloom.stages.memory import MatrixRows, UpdateShard, rotated_parts, scratch_elements
 from threadloom.stages.models import Geometry, Side, decayed_elements
 from threadloom.stages.step.compute import Compute
 from threadloom.stages.step.optimizers import MasterUpdate, Optimizer, trained_elements
@@ -42,28 +42,32 @@ class RotatedUpdate:
         self._rest = MasterUpdate(geometry, layout, optimizer)
         self._vectors = decayed_elements(geometry, layout.keys()), trained_elements(geometry, layout)
         shapes, sides = {name: view.shape for name, view in layout.items()}, self._rotation.sides
-        self._shards = _balanced(matrix_parts(shapes, sides), self._rotation.bases, shards)
+        self._shards = _balanced(rotated_parts(shapes, sides), self._rotation.bases, shards)
         size = scratch_elements(shapes, sides)
-        self.scratch = Pool([aligned_zeros(size, np.float32) for _ in range(threads)])
+        self._scratch = Pool([aligned_zeros(size, np.float32) for _ in range(threads)])
 
     @property
     def nbytes(self) -> int:
         """Bytes of scratch, and of the rotation beside its bases."""
-        return self.scratch.total(lambda buffer: buffer.nbytes) + self._rotation.nbytes
+        return self._scratch.total(lambda buffer: buffer.nbytes) + self._rotation.nbytes
+
+    def abort(self) -> None:
+        """Wake all that wait for scratch with `Cancelled`."""
+        self._scratch.abort()
 
     def __call__(self, shard: UpdateShard) -> UpdateShard:
         """Write the shard's part of the new version, packed weights included."""
-        scratch = self.scratch.take()
+        scratch = self._scratch.take()
         try:
             for part in self._shards[shard.shard]:
                 self._update(part, shard, scratch)
             if shard.shard == 0:
                 self._rest.apply(shard, *self._vectors)
         finally:
-            self.scratch.give_back(scratch)
+            self._scratch.give_back(scratch)
         return shard
 
-    def _update(self, part: MatrixPart, shard: UpdateShard, scratch: Floats) -> None:
+    def _update(self, part: MatrixRows, shard: UpdateShard, scratch: Floats) -> None:
         old, new = part.of(shard.source.arena), part.of(shard.target.arena)
         if shard.skipped:
             np.copyto(new, old)
@@ -72,21 +76,20 @@ class RotatedUpdate:
             if optimizer.rates:
                 step = optimizer.step_of(step, optimizer.rates[part.name])
             assert isinstance(step, DelayedAdamWStep)
-            self._apply(part, old, new, scratch, step, shard.target.scaler.applied - 1)  # without this update
+            self._apply(part, old, new, scratch, step, turns=shard.turns)
             if average := optimizer.average:
                 weights = new if optimizer.master is None else part.of(optimizer.master)
                 average.take(part.of(average.arena), weights, shard.target.scaler.applied)
         self._compute.pack_rows(shard.target.packed, part.name, part.layer, part.first, new)
 
     def _apply(
-        self, part: MatrixPart, old: Floats, new: Floats, scratch: Floats, step: DelayedAdamWStep, applied: int
+        self, part: MatrixRows, old: Floats, new: Floats, scratch: Floats, step: DelayedAdamWStep, *, turns: bool
     ) -> None:
-        """Write the new weights of a part, from the gradient and the moments after `applied` updates."""
+        """Write the new weights of a part; with `turns` its moments are still in the bases before the newest ones."""
         rotation, state, master = self._rotation, self._optimizer.state, self._optimizer.master
         moments = part.of(state["m"]), part.of(state["v"])
         basis, turn = part.matrix(rotation.bases), part.matrix(rotation.turns)
-        if not applied or not rotation.is_due(applied):
-            turn = turn[:0]
+        turn = turn if turns else turn[:0]
         columns = rotation.sides[part.name] is Side.COLUMNS
         rest = part.of(self._gradient), *moments, basis, turn, columns, scratch, step
         if master is None:
@@ -95,9 +98,9 @@ class RotatedUpdate:
             rotated_adamw_forecast(part.of(master), new, *rest)
 
 
-def _balanced(parts: Iterable[MatrixPart], bases: Arena, shards: int) -> list[list[MatrixPart]]:
+def _balanced(parts: Iterable[MatrixRows], bases: Arena, shards: int) -> list[list[MatrixRows]]:
     """Divide parts into shards of similar work: the largest first, each to the shard with the least so far."""
-    groups: list[list[MatrixPart]] = [[] for _ in range(shards)]
+    groups: list[list[MatrixRows]] = [[] for _ in range(shards)]
     costs = [0] * shards
     works = {part: part.elements * len(part.matrix(bases)) for part in parts}
     for part, work in sorted(works.items(), key=lambda item: item[1], reverse=True):

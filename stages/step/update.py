@@ -94,17 +94,23 @@ class Clip:
         target.scaler = self._scaler.without(before) if spike else self._scaler.after(before, scale, finite)
         scaled = Scaled(scale, not finite, target.scaler) if self._scaler.on else None
         noise = self._noise.noise(scale) if self._noise else None
-        rotation = self._optimizer.rotation
-        if rotation and finite and spike is None and rotation.is_due(before.applied):
-            rotation.refresh(before.applied, self._gradient.arena, self._optimizer.state["m"])
+        turns = finite and spike is None and self._renew_bases(before.applied)
         step = self._optimizer.step(batch, before.applied, norm, scale)
         plan = self._plan
         return iter(
             [
-                UpdateShard(batch, s, plan.span(s), source, target, step, loss, norm, scaled, spike, noise)
+                UpdateShard(batch, s, plan.span(s), source, target, step, loss, norm, scaled, spike, noise, turns)
                 for s in range(plan.shards)
             ]
         )
+
+    def _renew_bases(self, applied: int) -> bool:
+        """Renew the bases if they are due after `applied` updates; return True if so: moments are in those before."""
+        rotation = self._optimizer.rotation
+        if rotation is None or not rotation.is_due(applied):
+            return False
+        rotation.refresh(applied, self._gradient.arena, self._optimizer.state["m"])
+        return True
 
     def _spike(self, batch: int, state: GuardState, loss: BatchLoss, norm: float, *, scaled: bool) -> str | None:
         """Return why an update is left out as a spike, or raise `TrainingDiverged` for one that ends the run.

@@ -24,4 +24,5 @@ from threadloom.stages.training.warmup import (
     SLOW as SLOW,
     compile_backward as compile_backward,
     compile_kernels as compile_kernels,
+    compile_kernels_of as compile_kernels_of,
 )

@@ -18,7 +18,7 @@ from threadloom.stages.data import BatchSource, RandomTokens, TokenIds, fill_sta
 from threadloom.stages.resolve import gemm_settings, resolved_from_json
 from threadloom.stages.training.sequential import replay, stage_by_stage
 from threadloom.stages.training.training import Training
-from threadloom.stages.training.warmup import compile_kernels
+from threadloom.stages.training.warmup import compile_kernels_of
 
 ENDLESS = 1_000_000_000
 """Number of updates of a run that is measured: more than any measurement needs."""
@@ -99,14 +99,7 @@ class MeasuredStepRunner:
     def __init__(self, text: str, mode: ExecutionMode, cores: int) -> None:
         """`text` is a resolved configuration as JSON."""
         self.config: ResolvedConfig = _with_full_context(resolved_from_json(text))
-        compile_kernels(
-            lambda _: None,
-            self.config.precision,
-            self.config.model.architecture,
-            self.config.delay_correction,
-            team=self.config.threads.team,
-            rotated=self.config.optimizer.rotation > 0,
-        )
+        compile_kernels_of(self.config, lambda _: None)
         self._base = resident_bytes()
         self._mode = mode
         self._gate = StepGate(RandomTokens(self.config.geometry(), self.config.batch_sizes, self.config.seed))

@@ -347,8 +347,7 @@ class Training:
     @property
     def resources(self) -> list[Abortable]:
         """Objects that stages wait on, besides channels; a run that ends early aborts all of them."""
-        scratch = self.rotated.scratch if self.rotated else None
-        all_optional = (self.accumulation, self.teams, self.snapshot, self.evaluate, self.stopping, scratch)
+        all_optional = (self.accumulation, self.teams, self.snapshot, self.evaluate, self.stopping, self.rotated)
         optional = [resource for resource in all_optional if resource]
         return [self.banks, self.slots, self.lanes, self.scratch, *optional]
 

@@ -33,6 +33,7 @@ from threadloom.stages.config import (
     ModelConfig,
     OptimizerConfig,
     Precision,
+    ResolvedConfig,
     ThreadsConfig,
 )
 from threadloom.stages.console import module_command, signals_blocked
@@ -72,8 +73,8 @@ def compile_kernels(
 
     `delayed` is the remedy for a delay, which decides the kernel of the optimizer; `embedding` decides those of
     the output projection, a `team` of several threads those of forward and backward, and `rotated` those of an
-    optimizer in rotated bases. `on_progress` is called, from
-    another thread too, once this takes longer than loading cached kernels.
+    optimizer in rotated bases. `on_progress` is called, from another thread too, once this takes longer than loading
+    cached kernels.
     """
     begin = time.perf_counter()
     with _CompileProgress(on_progress) as progress:
@@ -83,6 +84,19 @@ def compile_kernels(
 
         _compile(new_step, (precision, architecture, team), on_progress, progress)
     return time.perf_counter() - begin
+
+
+def compile_kernels_of(config: ResolvedConfig, on_progress: OnProgress = logger.info) -> float:
+    """Load or compile every kernel that training calls with a configuration, as `compile_kernels` does."""
+    return compile_kernels(
+        on_progress,
+        config.precision,
+        config.model.architecture,
+        config.delay_correction,
+        embedding=config.embedding,
+        team=config.threads.team,
+        rotated=config.optimizer.rotation > 0,
+    )
 
 
 def compile_backward(precision: Precision, architecture: ModelArchitecture, team: int = 1) -> None:

@@ -139,7 +139,7 @@ def test_a_stopped_training_without_a_checkpoint_does_not_mention_resume(
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(session, "compile_kernels", interrupted)
+    monkeypatch.setattr(session, "compile_kernels_of", interrupted)
     ended = command("train", "--config", config, "--out", tmp_path / "run", "--no-tuned")
     assert ended.status == 130
     assert "there is no checkpoint yet" in ended.err
@@ -228,7 +228,7 @@ def test_a_limit_of_the_system_is_one_sentence(
     def refuse(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(session, "compile_kernels", refuse)
+    monkeypatch.setattr(session, "compile_kernels_of", refuse)
     ended = command("train", "--config", config, "--no-tuned", "--out", tmp_path / "run")
     assert ended.status == 1
     assert said in ended.err
@@ -251,5 +251,5 @@ def test_a_run_that_does_not_fit_is_refused_before_the_old_run_is_removed(
     def started(*_: object, **__: object) -> None:
         raise MemoryError("it was started")
 
-    monkeypatch.setattr(session, "compile_kernels", started)
+    monkeypatch.setattr(session, "compile_kernels_of", started)
     assert "it was started" in command(*start, "--overwrite", "--force").err

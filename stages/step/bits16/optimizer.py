@@ -5,7 +5,7 @@ packed by blocks, or a range of the arena that is not packed. New weights and mo
 so here too the number of shards does not affect the result.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -18,24 +18,13 @@ from threadloom.kernels.simd import fp16_from_float32
 from threadloom.pipeline import Arena
 from threadloom.stages.layouts import ModelWeights
 from threadloom.stages.layouts.bits16 import bits16_layout_of
-from threadloom.stages.memory import UpdateShard
-from threadloom.stages.models import Geometry, Shape, decayed_elements, derived_tensors
+from threadloom.stages.memory import MatrixRows, UpdateShard, matrix_rows
+from threadloom.stages.models import Geometry, decayed_elements, derived_tensors
 from threadloom.stages.step import Gradient
 from threadloom.stages.step.optimizers import MasterUpdate, Optimizer, trained_elements
 
 PART = 1 << 17
 """Approximate elements of a part: half a MiB of each array, and a kernel call of some tens of microseconds."""
-
-
-@dataclass(frozen=True)
-class MatrixRows:
-    """Rows `first` … `last` - 1 of one matrix; `layer` is None for a matrix without layers."""
-
-    name: str
-    layer: int | None
-    first: int
-    last: int
-    elements: int
 
 
 @dataclass(frozen=True)
@@ -77,23 +66,13 @@ def plan_parts(layout: Arena, geometry: Geometry, shards: int) -> list[list[Matr
         if name in derived_tensors(geometry):
             continue
         if name in packed:
-            parts += _matrix_parts(name, tensor.shape)
+            parts += matrix_rows(name, tensor.shape, max(PART // tensor.shape[-1] // BLOCK, 1) * BLOCK)
         elif start < decayed:
             parts += _ranges(start, start + tensor.size)
     parts += _ranges(decayed, trained_elements(geometry, layout))
     ends = np.cumsum([part.elements for part in parts])
     cuts = [0, *(int(np.searchsorted(ends, ends[-1] * s / shards)) for s in range(1, shards)), len(parts)]
     return [parts[first:last] for first, last in pairwise(cuts)]
-
-
-def _matrix_parts(name: str, shape: Shape) -> Iterator[MatrixRows]:
-    rows, columns = shape[-2:]
-    step = max(PART // columns // BLOCK, 1) * BLOCK
-    layers: Iterable[int | None] = range(shape[0]) if len(shape) == 3 else [None]
-    for layer in layers:
-        for first in range(0, rows, step):
-            last = min(first + step, rows)
-            yield MatrixRows(name, layer, first, last, (last - first) * columns)
 
 
 def _ranges(start: int, stop: int) -> Iterator[ArenaRange]:
@@ -121,25 +100,20 @@ class Bf16Update:
         return shard
 
     def _update_rows(self, part: MatrixRows, shard: UpdateShard) -> None:
-        def rows(arena: Arena) -> Floats:
-            matrix = arena[part.name] if part.layer is None else arena[part.name][part.layer]
-            found: Floats = matrix[part.first : part.last]
-            return found
-
         pair = packed_pair(shard.target.packed, self._fields[part.name], part.layer)
-        old, new = rows(shard.source.arena), rows(shard.target.arena)
+        old, new = part.of(shard.source.arena), part.of(shard.target.arena)
         if shard.skipped:
             np.copyto(new, old)
             pack_rows(new, part.first, pair)
             return
-        state = map(rows, self._optimizer.state.values())
+        state = map(part.of, self._optimizer.state.values())
         optimizer, step = self._optimizer, shard.step
         if optimizer.rates:
             step = optimizer.step_of(step, optimizer.rates[part.name])
-        optimizer.update_packed(old, new, rows(self._gradient), *state, part.first, pair, step)
+        optimizer.update_packed(old, new, part.of(self._gradient), *state, part.first, pair, step)
         if average := optimizer.average:
-            weights = new if optimizer.master is None else rows(optimizer.master)
-            average.take(rows(average.arena), weights, shard.target.scaler.applied)
+            weights = new if optimizer.master is None else part.of(optimizer.master)
+            average.take(part.of(average.arena), weights, shard.target.scaler.applied)
 
 
 class Fp16Update:

@@ -34,12 +34,11 @@ class Rotation:
         self.bases = Arena(shapes)
         self.turns = Arena(shapes)
         """Qᵀ Q' of the newest refresh: moments m in the basis Q are m Qᵀ Q' in the basis Q'."""
-        self._covariances = Arena(shapes)
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated beside the bases."""
-        return self.turns.nbytes + self._covariances.nbytes
+        return self.turns.nbytes
 
     def is_due(self, applied: int) -> bool:
         """Return True if the bases are renewed in the update after `applied` others."""
@@ -48,7 +47,8 @@ class Rotation:
     def refresh(self, applied: int, gradient: Arena, moment: Arena) -> None:
         """Compute the bases of the update after `applied` others from the first moment, or first from the gradient."""
         for name in self.sides:
-            for matrix, basis, turn, covariance in self._matrices(name, moment if applied else gradient):
+            for matrix, basis, turn in self._matrices(name, moment if applied else gradient):
+                covariance = np.empty_like(basis)
                 side, other = (Op.T, Op.N) if self.sides[name] is Side.COLUMNS else (Op.N, Op.T)
                 gemm(matrix, matrix, covariance, side, other, 1.0, 0.0)
                 if not applied:
@@ -60,9 +60,9 @@ class Rotation:
                 turn[...] = basis.T.astype(np.float64) @ found
                 basis[...] = found
 
-    def _matrices(self, name: str, arena: Arena) -> Iterator[tuple[Floats, Floats, Floats, Floats]]:
-        """Yield the matrix of each layer in an arena, with its basis, turn and covariance."""
-        tensors = arena[name], self.bases[name], self.turns[name], self._covariances[name]
+    def _matrices(self, name: str, arena: Arena) -> Iterator[tuple[Floats, Floats, Floats]]:
+        """Yield the matrix of each layer in an arena, with its basis and turn."""
+        tensors = arena[name], self.bases[name], self.turns[name]
         if tensors[0].ndim == 2:
             yield tensors
         else:

@@ -27,7 +27,7 @@ from threadloom.pipeline import arena_size
 from threadloom.stages.config import Precision, ResolvedConfig
 from threadloom.stages.data import RandomTokens
 from threadloom.stages.layouts import as_weights, head_counts, layout_of
-from threadloom.stages.memory import BatchLoss, LossScaler, UpdateShard, adamw_bytes, matrix_parts, reduction_bytes
+from threadloom.stages.memory import BatchLoss, LossScaler, UpdateShard, adamw_bytes, reduction_bytes, rotated_parts
 from threadloom.stages.models import Geometry, parameter_shapes
 from threadloom.stages.step import rotated_stage
 from threadloom.stages.tools.bench.kernel_case import Call, KernelCase
@@ -182,7 +182,7 @@ class KernelBench(ABC):
         if rotation is None:
             return 0.0
         products = 3 if self.config.delay_correction.forecasts else 2
-        parts = matrix_parts(parameter_shapes(self.geometry), rotation.sides)
+        parts = rotated_parts(parameter_shapes(self.geometry), rotation.sides)
         return 2.0 * products * sum(part.elements * len(part.matrix(rotation.bases)) for part in parts)
 
 

@@ -41,7 +41,7 @@ from threadloom.stages.tools.tune.halving import (
 )
 from threadloom.stages.tools.tune.pilots import RateChoice, candidates, pilots_on_text
 from threadloom.stages.tools.tune.tuning import run_tuning
-from threadloom.stages.training import compile_kernels, measured_config, tokens_per_second
+from threadloom.stages.training import compile_kernels_of, measured_config, tokens_per_second
 
 SPEED_SHARE, DELAY_SHARE = 0.3, 0.15
 """Shares of the budget for the search of sizes and threads and for the comparison of delays; pilots get the rest."""
@@ -128,10 +128,8 @@ def _measure_delays(config: Config, tuned: TunedSettings, budget: float) -> list
     for delay in DELAYS:
         wanted = measured_config(msgspec.structs.replace(config, slots=tuned.slots if not delay else None), delay)
         configs[delay] = resolve(wanted, cores, threads=threads)
-    kinds = {found.delay_correction: found for found in configs.values()}
-    for kind, found in kinds.items():
-        rotated = found.optimizer.rotation > 0
-        compile_kernels(precision=found.precision, architecture=found.model.architecture, delayed=kind, rotated=rotated)
+    for found in {found.delay_correction: found for found in configs.values()}.values():
+        compile_kernels_of(found)
     seconds = budget / (ROUNDS * len(DELAYS))
     rates: dict[int, list[float]] = {delay: [] for delay in DELAYS}
     for number in range(ROUNDS):

@@ -40,7 +40,7 @@ from threadloom.stages.tools.tune.search import SearchResult, Trial, search
 from threadloom.stages.tools.tune.space import SEPARATE_GEMM, Limits
 from threadloom.stages.tools.tune.stage_shares import shares_of
 from threadloom.stages.tools.tune.table import TRIALS_WANTED, conclusions, trials_table
-from threadloom.stages.training import RANDOM_VOCABULARY, compile_kernels, measured_config, short_run
+from threadloom.stages.training import RANDOM_VOCABULARY, compile_kernels_of, measured_config, short_run
 
 MIN_TRIAL_SECONDS, MAX_TRIAL_SECONDS = 0.25, 2.0
 LONGEST_TRIAL = 2.0
@@ -125,12 +125,7 @@ def run_tuning(
             "the result of this search can only be printed: {} cannot be written ({}). Hint: set THREADLOOM_CACHE to "
             "a folder that you can write, here and for `threadloom train`", path.parent, problem,
         )  # fmt: skip
-    compile_kernels(
-        precision=config.precision,
-        architecture=config.model.architecture,
-        delayed=resolved.delay_correction,
-        rotated=config.optimizer.rotation > 0,
-    )
+    compile_kernels_of(resolved)
     trials = Trials(measured, cores, seconds)
     spent = trials.warm_up(default)
     limits = Limits(threads.count, config.batch_size, config.sequences, _gemms(config.precision), resolved.shared_lanes)
@@ -168,12 +163,7 @@ def _raced(
     for precision in (config.precision, *others):
         measured = measured_config(with_precision(config, precision))
         resolved = resolve(measured, cores, threads=threads)
-        compile_kernels(
-            precision=precision,
-            architecture=config.model.architecture,
-            delayed=resolved.delay_correction,
-            rotated=config.optimizer.rotation > 0,
-        )
+        compile_kernels_of(resolved)
         trials[precision] = Trials(measured, cores, seconds), TunedSettings.of(resolved)
 
     def measure(precision: Precision) -> Trial:

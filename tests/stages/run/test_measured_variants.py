@@ -42,12 +42,12 @@ def test_a_run_uses_what_it_measures_without_a_cache(
         measured.append(shapes)
         return FOUND
 
-    def begin(**_: object) -> None:
+    def begin(_: object) -> None:
         used.append(current_variants()[ProductKind.FORWARD])
         raise Begun
 
     monkeypatch.setattr(variants, "measure_variants", measure)
-    monkeypatch.setattr(session, "compile_kernels", begin)
+    monkeypatch.setattr(session, "compile_kernels_of", begin)
     config = story(tmp_path, "steps=1", setting)
     with pytest.raises(Begun):
         session.train(config, tmp_path / "run", tuned=tuned)

@@ -15,11 +15,12 @@ from threadloom.stages.config import OptimizerGroup, Precision, ResolvedOptimize
 from threadloom.stages.memory.bank import Bank
 from threadloom.stages.memory.graph_items import BatchLoss, UpdateShard
 from threadloom.stages.memory.loss_scale import Scaled, ScaleState
+from threadloom.stages.memory.matrix_rows import MatrixRows
 from threadloom.stages.models import Geometry, decayed_elements, parameter_shapes
 from threadloom.stages.models.gpt2 import MATRICES
 from threadloom.stages.step.bits16 import optimizer as optimizer_bits16
 from threadloom.stages.step.bits16.compute import Bits16Compute
-from threadloom.stages.step.bits16.optimizer import ArenaRange, MatrixRows, plan_parts
+from threadloom.stages.step.bits16.optimizer import ArenaRange, plan_parts
 from threadloom.stages.step.float32.optimizer import Float32Update
 from threadloom.stages.step.optimizers import AdamW, ForecastAdamW, LeadAdamW, Optimizer
 from threadloom.stages.step.reducer import Gradient

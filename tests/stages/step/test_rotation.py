@@ -14,7 +14,7 @@ from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.config import Config
 from threadloom.stages.memory.graph_items import Update
-from threadloom.stages.memory.rotation import ROWS, matrix_parts
+from threadloom.stages.memory.rotation import ROWS, rotated_parts
 from threadloom.stages.models import Geometry, Side, basis_shapes, rotated_sides, trained_shapes
 from threadloom.stages.resolve import apply_overrides, resolve
 from threadloom.stages.step.optimizers.rotation import Rotation
@@ -151,7 +151,7 @@ def test_bases_are_due_after_every_so_many_updates() -> None:
 def test_parts_cover_every_matrix_once() -> None:
     geometry = Geometry(vocabulary=2 * ROWS + 3, context=5, layers=2, heads=1, channels=6)
     arena = Arena(trained_shapes(geometry))
-    for part in matrix_parts(trained_shapes(geometry), rotated_sides(geometry)):
+    for part in rotated_parts(trained_shapes(geometry), rotated_sides(geometry)):
         assert part.of(arena).size == part.elements
         part.of(arena)[...] += 1.0
     for name, tensor in arena.items():

@@ -129,7 +129,7 @@ def test_a_record_belongs_to_the_precision_of_the_run(
 
     monkeypatch.setattr(tuning, "Trials", Slots)
     monkeypatch.setattr(tuning, "available_cores", lambda: 2)
-    monkeypatch.setattr(tuning, "compile_kernels", lambda precision, architecture, delayed, rotated: None)
+    monkeypatch.setattr(tuning, "compile_kernels_of", lambda config: None)
     asked = apply_overrides(TINY, [open_one])
     findings = run_tuning(asked, 5.0, console=plain_console()[0])
     assert not {"GEMM", "BLAS threads"} & {row.dimension for row in findings.search.compared}
@@ -150,7 +150,7 @@ def test_no_trial_has_more_threads_than_the_process_may_use(monkeypatch: pytest.
 
     monkeypatch.setattr(tuning, "Trials", OneLane)
     monkeypatch.setattr(tuning, "available_cores", lambda: 4)
-    monkeypatch.setattr(tuning, "compile_kernels", lambda precision, architecture, delayed, rotated: None)
+    monkeypatch.setattr(tuning, "compile_kernels_of", lambda config: None)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     run_tuning(TINY, 5.0, console=plain_console()[0])
     assert len(tried) > 5
@@ -168,7 +168,7 @@ def test_tuning_warns_about_a_slow_precision(monkeypatch: pytest.MonkeyPatch, lo
             return Trial(1000.0, 0.01)
 
     monkeypatch.setattr(tuning, "Trials", Flat)
-    monkeypatch.setattr(tuning, "compile_kernels", lambda precision, architecture, delayed, rotated: None)
+    monkeypatch.setattr(tuning, "compile_kernels_of", lambda config: None)
     run_tuning(apply_overrides(TINY, ["precision=fp16"]), 0.5, console=plain_console()[0])
     assert sum("precision=fp16 is slower here" in line for line in logged) == 1
 
@@ -240,9 +240,7 @@ def test_a_permitted_precision_is_chosen_and_its_record_kept(monkeypatch: pytest
             return Trial({Precision.BF16: 2000.0, Precision.FP16: 500.0}.get(self.config.precision, 1000.0), 0.01)
 
     monkeypatch.setattr(tuning, "Trials", Fast16)
-    monkeypatch.setattr(
-        tuning, "compile_kernels", lambda precision, architecture, delayed, rotated: compiled.append(precision)
-    )
+    monkeypatch.setattr(tuning, "compile_kernels_of", lambda config: compiled.append(config.precision))
     console, stream = plain_console()
     run_tuning(TINY, 5.0, console=console, precisions=["bf16", "fp16"])
     assert {*compiled} == {Precision.FLOAT32, Precision.BF16, Precision.FP16}
@@ -258,7 +256,7 @@ def test_a_precision_that_is_not_faster_is_not_chosen(monkeypatch: pytest.Monkey
             return Trial(1000.0, 0.01)
 
     monkeypatch.setattr(tuning, "Trials", Flat)
-    monkeypatch.setattr(tuning, "compile_kernels", lambda precision, architecture, delayed, rotated: None)
+    monkeypatch.setattr(tuning, "compile_kernels_of", lambda config: None)
     console, stream = plain_console()
     run_tuning(TINY, 5.0, console=console, precisions=["any"])
     assert "precision=float32 is kept" in stream.getvalue()
