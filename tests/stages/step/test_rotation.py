@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from threadloom.stages.memory.rotation import ROWS, rotated_parts
 from threadloom.stages.models import Geometry, Side, basis_shapes, rotated_sides, trained_shapes
 from threadloom.stages.resolve import apply_overrides, resolve
 from threadloom.stages.step.optimizers.rotation import Rotation
+from threadloom.stages.training.sequential import replay
 from threadloom.stages.training.training import Training
 
 pytestmark = pytest.mark.timeout(120)
@@ -223,6 +225,11 @@ def test_a_run_with_skipped_updates_is_resumed_from_any_step(others: tuple[str, 
     updates = [update for update in run_sequence(build(tiny(*OVERFLOWS, *others))) if isinstance(update, Update)]
     skipped = [update.step for update in updates if update.scaled is not None and update.scaled.skipped]
     assert len(skipped) > 2 and skipped[-1] > 6
+    alone = build(tiny(*OVERFLOWS, *others))
+    rotation, bases = alone.optimizer.rotation, [np.zeros(0, np.float32)]
+    assert rotation is not None
+    bases.extend(rotation.bases.flat.copy() for _ in replay(alone))
+    assert all(np.array_equal(bases[step], bases[step - 1]) for step in skipped if step > 1), "they renew no basis"
     for step in range(1, 12):
         training = build(tiny(*OVERFLOWS, *others), start=Checkpoint.open(tmp_path / f"step-{step:06d}"))
         found = result(training, run_threads(training))
@@ -249,3 +256,55 @@ def test_other_settings_of_the_recipe_are_kept_in_rotated_bases(settings: tuple[
         start = build(tiny(*common))
         with training.banks.lease_newest() as new, start.banks.lease(0) as old:
             np.testing.assert_array_equal(new.bank.tensors["wte"], old.bank.tensors["wte"])
+
+
+def assert_iterated(m: np.ndarray, old: Floats, new: Floats, side: Side) -> None:
+    """Compare a basis with one step of orthogonal iteration from the old one: what the QR decomposition left is R."""
+    covariance = m.T @ m if side is Side.COLUMNS else m @ m.T
+    order = np.argsort(-np.diag(old.astype(np.float64).T @ covariance @ old))
+    below = np.tril(new[:, order].astype(np.float64).T @ covariance @ old[:, order], -1)
+    assert np.abs(below).max() <= 4 * max(m.shape) * EPS32 * np.trace(covariance)
+
+
+def test_updates_and_refreshes_of_a_run_equal_a_float64_model() -> None:
+    """The model keeps first moments in the coordinates of the weights, so that it has no turn to get wrong.
+
+    It takes gradients and bases from the run, whose sequential replay leaves them until the next batch.
+    """
+    config = tiny("optimizer.rotation=2", "steps=7", "optimizer.clip=0", "optimizer.eps=1e-3", "lanes=1")
+    training = build(config)
+    rotation, s = training.optimizer.rotation, config.optimizer
+    assert rotation is not None and config.delay == 0
+    with training.banks.lease(0) as lease:
+        weights = {name: tensor.astype(np.float64) for name, tensor in lease.bank.arena.items()}
+    first, second = ({name: np.zeros_like(weights[name]) for name in rotation.sides} for _ in range(2))
+    used: list[np.ndarray] = []
+    for update in replay(training):
+        assert isinstance(update, Update)
+        t, lr = update.step, update.lr
+        used.append(rotation.bases["qkv_weight"].copy())
+        with training.banks.lease_newest() as lease:
+            for name, side in rotation.sides.items():
+                views = weights[name], training.gradient.arena[name], rotation.bases[name], first[name], second[name]
+                stacked = [view.reshape(-1, *view.shape[-2:]) for view in (*views, lease.bank.arena[name])]
+                for w, gradient, basis, m, v, found in zip(*stacked, strict=True):
+                    wide = basis.astype(np.float64)
+                    m += (1 - s.beta1) * (gradient - m)
+                    v += (1 - s.beta2) * (turned(gradient, basis, side) ** 2 - v)
+                    size = np.sqrt(v / (1 - s.beta2**t)) + s.eps
+                    direction = turned(m, basis, side) / (1 - s.beta1**t) / size
+                    w *= 1 - lr * s.weight_decay
+                    w -= lr * (direction @ wide.T if side is Side.COLUMNS else wide @ direction)
+                    # A direction is a sum of k products of moments with errors of k roundings over a divisor of at
+                    # least eps: far above what is measured, and far below a step in another basis, about lr.
+                    k, largest = len(basis), float(np.abs(gradient).max()) + 1.0
+                    assert np.abs(found - w).max() <= t * (4 * k + 60) * EPS32 * lr * largest / s.eps, (t, name)
+        if t % 2 == 0:  # the next update renews the bases from these moments, by one step of orthogonal iteration
+            expected = {name: (first[name].copy(), rotation.bases[name].copy()) for name in rotation.sides}
+        elif t > 1:
+            for name, side in rotation.sides.items():
+                tensors = *expected[name], rotation.bases[name]
+                for m, old, new in zip(*(tensor.reshape(-1, *tensor.shape[-2:]) for tensor in tensors), strict=True):
+                    assert_iterated(m, old, new, side)
+    changes = [float(np.abs(after - before).max()) for before, after in pairwise(used)]
+    assert [change > 0 for change in changes] == [False, True, False, True, False, True]
