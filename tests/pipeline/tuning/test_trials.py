@@ -156,13 +156,20 @@ def test_a_graph_whose_first_item_takes_too_long_is_reported(monkeypatch: pytest
 
 def test_a_graph_that_stops_after_some_items_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials_module, "FIRST_ITEM", 50.0)
-    stop = threading.Event()
+    measured, measure = threading.Event(), trials_module._Watched.measure
 
     def stalls(item: int) -> int:
-        if item == 3:
-            stop.wait(1.5)
+        if item == 1:  # of those before it, some may be delivered after the warm-up, and would be measured
+            assert measured.wait(30.0), "the trial is measured while the item stalls, however busy the machine is"
         return item
 
+    def measure_then_release(watched: trials_module._Watched, began: float, seconds: float, whole: bool) -> Interval:
+        try:
+            return measure(watched, began, seconds, whole)
+        finally:
+            measured.set()
+
+    monkeypatch.setattr(trials_module._Watched, "measure", measure_then_release)
     trials = GraphTrials(lambda: line(count, stalls), 0.01)
     with pytest.raises(GraphTuningError, match=r"no item after the first \d reached 'out' within 500 ms"):
         trials(trials.declared)
