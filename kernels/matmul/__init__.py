@@ -57,6 +57,7 @@ from threadloom.kernels.matmul.repack import (
 from threadloom.kernels.matmul.split import gemm_split as gemm_split, prepare_split as prepare_split
 from threadloom.kernels.matmul.tile import WIDE_TILE as WIDE_TILE, TileShape as TileShape, make_tile as make_tile
 from threadloom.kernels.matmul.variants import (
+    DEFAULT_VARIANT as DEFAULT_VARIANT,
     VARIANTS as VARIANTS,
     WIDE as WIDE,
     GemmVariant as GemmVariant,

@@ -1,18 +1,18 @@
 """Variants of Numba's float32 GEMM, and which of them each kind of product uses; every variant gives the same bits.
 
 Which variant is fastest depends on the processor: on Zen 5 the tile that reads A in place is, on Emerald Rapids a
-taller tile with A packed and the next lines prefetched (docs/performance.md). All sum each element along k in the same
-order, in the same depths, so the choice changes only the time: it is no part of a run's trajectory, and a run may be
-resumed with another one.
+taller tile with A packed and the next lines prefetched, on Zen 3 a low one likewise (docs/performance.md). All sum each
+element along k in the same order, in the same depths, so the choice changes only the time: it is no part of a run's
+trajectory, and a run may be resumed with another one.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 
-from threadloom.kernels.compiling import ProcessSwitch, jit_kernel
+from threadloom.kernels.compiling import TARGET, ProcessSwitch, jit_kernel
 from threadloom.kernels.matmul.operands import GemmArgs, Op
-from threadloom.kernels.simd import LANES
+from threadloom.kernels.simd import AVX2_FEATURES, LANES
 
 
 class GemmVariant(Enum):
@@ -46,7 +46,10 @@ SMALL = 64
 IN_PLACE = 0
 PACKED_PREFETCH, TALL, TALL_PREFETCH = 2, 3, 4  # indices of the members, as compiled code reads them
 
-_members, _default = tuple(GemmVariant), GemmVariant.IN_PLACE
+_low_tiles = LANES == 8 and all(TARGET.get(name, False) for name in AVX2_FEATURES)
+DEFAULT_VARIANT = GemmVariant.PACKED_PREFETCH if _low_tiles else GemmVariant.IN_PLACE
+"""The variant of every kind that was not measured: low tiles of AVX2 do too little per row of A to read it in place."""
+_members, _default = tuple(GemmVariant), DEFAULT_VARIANT
 _forward = ProcessSwitch("threadloom_variant_forward", _members, _default)
 _input = ProcessSwitch("threadloom_variant_input_gradient", _members, _default)
 _weight = ProcessSwitch("threadloom_variant_weight_gradient", _members, _default)

@@ -66,6 +66,7 @@ from threadloom.kernels.simd.scalar import (
     store_result16 as store_result16,
 )
 from threadloom.kernels.simd.vector import (
+    AVX2_FEATURES as AVX2_FEATURES,
     FLOAT32 as FLOAT32,
     FLOAT32_VECTOR as FLOAT32_VECTOR,
     HAS_AMX_BF16 as HAS_AMX_BF16,

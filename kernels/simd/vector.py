@@ -23,6 +23,8 @@ HAS_AMX_BF16 = TARGET.get("amx-bf16", False) and TARGET.get("amx-tile", False)
 HAS_F16C = TARGET.get("f16c", False)
 LANES = 16 if TARGET.get("avx512f", False) else 8
 """32-bit lanes of the target's vectors."""
+AVX2_FEATURES = ("avx2", "fma")
+"""What vectors of 8 float32 and their multiply-adds need on x86."""
 
 
 class Bfloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types

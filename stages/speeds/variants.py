@@ -6,7 +6,7 @@ that was trained, in
 
     $XDG_CACHE_HOME/threadloom/products/MACHINE.json, or $THREADLOOM_CACHE/products/MACHINE.json
 
-Without such a file the variant that reads A in place is used for everything, except by the run that has just measured.
+Without such a file the default of the processor is used for everything, except by the run that has just measured.
 """
 
 import statistics
@@ -20,14 +20,14 @@ from loguru import logger
 
 from threadloom.kernels import GemmBackend, Op, gemm, gemm_backend
 from threadloom.kernels.compiling import JIT_ENABLED
-from threadloom.kernels.matmul import VARIANTS, GemmVariant, ProductKind, gemm_variants
+from threadloom.kernels.matmul import DEFAULT_VARIANT, VARIANTS, GemmVariant, ProductKind, gemm_variants
 from threadloom.stages.machine import cache_root, detect, seconds_per_call
 from threadloom.stages.speeds.record import speeds_key
 from threadloom.stages.speeds.shapes import STANDARD_SHAPES, ProductShapes
 from threadloom.stages.speeds.stored import measured_once, read_record
 
 MIN_GAIN = 1.03
-"""Speed-up over reading A in place from which another variant is chosen: measurements vary by as much."""
+"""Speed-up over the default from which another variant is chosen: measurements vary by as much."""
 ROUNDS, MIN_ROUNDS = 7, 3
 MAX_SECONDS = 0.35
 """Time for the rounds of a kind of product after the first `MIN_ROUNDS`."""
@@ -87,21 +87,23 @@ def read_variants(path: Path, key: Mapping[str, str]) -> KeptVariants:
     return record.sets
 
 
-def choose_variants(seconds: Mapping[str, Mapping[str, list[float]]]) -> dict[str, str]:
+def choose_variants(
+    seconds: Mapping[str, Mapping[str, list[float]]], default: GemmVariant = DEFAULT_VARIANT
+) -> dict[str, str]:
     """Return the variant for each kind of product, from the durations in each round.
 
-    Variants are compared with the one in place round by round, so that a changing clock frequency slows both; the
+    Variants are compared with the default round by round, so that a changing clock frequency slows both; the
     fastest is chosen if the median gain is at least `MIN_GAIN`.
     """
     chosen = {}
     for kind, durations in seconds.items():
-        base = durations[GemmVariant.IN_PLACE.value]
+        base = durations[default.value]
         gains = {
             variant: statistics.median(one / other for one, other in zip(base, found, strict=True))
             for variant, found in durations.items()
         }
         best = max(gains, key=lambda variant: gains[variant])
-        chosen[kind] = best if gains[best] >= MIN_GAIN else GemmVariant.IN_PLACE.value
+        chosen[kind] = best if gains[best] >= MIN_GAIN else default.value
     return chosen
 
 

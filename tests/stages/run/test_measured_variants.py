@@ -6,7 +6,7 @@ import pytest
 
 from tests.stages.support import STORY, story
 from threadloom.kernels.compiling import JIT_ENABLED
-from threadloom.kernels.matmul import GemmVariant, ProductKind
+from threadloom.kernels.matmul import DEFAULT_VARIANT, GemmVariant, ProductKind
 from threadloom.kernels.matmul.variants import current_variants
 from threadloom.stages.run import session
 from threadloom.stages.speeds import variants
@@ -26,8 +26,8 @@ class Begun(Exception):
     ("setting", "tuned", "expected"),
     [
         ("gemm_backend=numba", True, GemmVariant.PACKED),
-        ("gemm_backend=numba", False, GemmVariant.IN_PLACE),
-        ("gemm_backend=blas", True, GemmVariant.IN_PLACE),
+        ("gemm_backend=numba", False, DEFAULT_VARIANT),
+        ("gemm_backend=blas", True, DEFAULT_VARIANT),
     ],
 )
 def test_a_run_uses_what_it_measures_without_a_cache(

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from tests.stages.support import tiny
 from threadloom.kernels.compiling import JIT_ENABLED
-from threadloom.kernels.matmul import VARIANTS, GemmVariant, ProductKind
+from threadloom.kernels.matmul import DEFAULT_VARIANT, VARIANTS, GemmVariant, ProductKind
 from threadloom.kernels.matmul.variants import current_variants
 from threadloom.stages.resolve.process_wide import gemm_settings
 from threadloom.stages.speeds import variants
@@ -48,7 +48,8 @@ def test_a_variant_is_chosen_by_its_gain_within_the_rounds() -> None:
         "weight gradient": {"in-place": slowing, "packed": [0.5, 1.1, 2.2, 2.2, 2.2]},
     }
     chosen = {"forward": "packed", "input gradient": "in-place", "weight gradient": "in-place"}
-    assert choose_variants(seconds) == chosen
+    assert choose_variants(seconds, GemmVariant.IN_PLACE) == chosen
+    assert choose_variants(seconds, GemmVariant.PACKED) == {**chosen, "input gradient": "packed"}
 
 
 @needs_compiler
@@ -102,9 +103,9 @@ def test_a_file_of_another_kernel_or_with_an_unknown_variant_is_no_measurement(t
     ("settings", "given", "expected"),
     [
         ("gemm_backend=numba", None, GemmVariant.PACKED),
-        ("gemm_backend=numba", {}, GemmVariant.IN_PLACE),
-        ("gemm_backend=numba", {ProductKind.FORWARD: GemmVariant.PACKED_PREFETCH}, GemmVariant.PACKED_PREFETCH),
-        ("gemm_backend=blas", None, GemmVariant.IN_PLACE),
+        ("gemm_backend=numba", {}, DEFAULT_VARIANT),
+        ("gemm_backend=numba", {ProductKind.FORWARD: GemmVariant.PACKED}, GemmVariant.PACKED),
+        ("gemm_backend=blas", None, DEFAULT_VARIANT),
     ],
 )
 def test_a_computation_uses_the_given_variants_or_the_kept_ones(
@@ -117,7 +118,7 @@ def test_a_computation_uses_the_given_variants_or_the_kept_ones(
     path.write_bytes(msgspec.json.encode(VariantsRecord(variants_key(), kept)))
     with gemm_settings(config, variants=given):
         assert current_variants()[ProductKind.FORWARD] is expected
-    assert set(current_variants().values()) == {GemmVariant.IN_PLACE}
+    assert set(current_variants().values()) == {DEFAULT_VARIANT}
 
 
 @needs_compiler
