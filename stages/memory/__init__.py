@@ -31,7 +31,11 @@ from threadloom.stages.memory.graph_items import (
     label as label,
 )
 from threadloom.stages.memory.loss_scale import LossScaler as LossScaler, Scaled as Scaled, ScaleState as ScaleState
-from threadloom.stages.memory.matrix_rows import MatrixRows as MatrixRows, matrix_rows as matrix_rows
+from threadloom.stages.memory.matrix_rows import (
+    MatrixRows as MatrixRows,
+    balanced as balanced,
+    matrix_rows as matrix_rows,
+)
 from threadloom.stages.memory.ordered_accumulation import OrderedAccumulation as OrderedAccumulation
 from threadloom.stages.memory.precision_memory import (
     DROPOUT_KEY_BYTES as DROPOUT_KEY_BYTES,

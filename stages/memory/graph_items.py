@@ -87,6 +87,8 @@ class ReduceShard:
     """That of the whole batch; every shard carries it to the log."""
     scale: float = 1.0
     """The loss scale in the gradient."""
+    renews: bool = False
+    """True if the update renews the bases of an optimizer in rotated ones."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Rows of the matrices in an arena, the parts in which some updates divide them."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from threadloom.kernels import Floats
@@ -36,3 +36,15 @@ def matrix_rows(name: str, shape: Shape, step: int) -> Iterator[MatrixRows]:
         for first in range(0, rows, step):
             last = min(first + step, rows)
             yield MatrixRows(name, layer, first, last, (last - first) * columns)
+
+
+def balanced(parts: Iterable[MatrixRows], work: Callable[[MatrixRows], float], shards: int) -> list[list[MatrixRows]]:
+    """Divide parts into shards of similar work: the largest first, each to the shard with the least so far."""
+    groups: list[list[MatrixRows]] = [[] for _ in range(shards)]
+    totals = [0.0] * shards
+    works = {part: work(part) for part in parts}
+    for part, amount in sorted(works.items(), key=lambda item: item[1], reverse=True):
+        least = totals.index(min(totals))
+        groups[least].append(part)
+        totals[least] += amount
+    return groups

@@ -34,9 +34,9 @@ def bases_bytes(config: ResolvedConfig) -> int:
 
 
 def rotation_bytes(config: ResolvedConfig) -> int:
-    """Return the bytes that rotated bases need beside themselves: the turns to them, and scratch of each thread."""
+    """Return the bytes beside the bases: of the next ones, the turns to them, and the scratch of each thread."""
     if not config.optimizer.rotation:
         return 0
     geometry, frozen = config.geometry(), config.frozen_tensors()
     scratch = scratch_elements(trained_shapes(geometry, frozen), rotated_sides(geometry, frozen))
-    return bases_bytes(config) + config.threads.update * scratch * _FLOAT
+    return 2 * bases_bytes(config) + config.threads.update * scratch * _FLOAT

@@ -10,6 +10,7 @@ from threadloom import kernels
 from threadloom.pipeline import Arena, Banks, Lanes
 from threadloom.stages.memory import Bank, BatchLoss, LossParts, MicroGradient, ReduceShard
 from threadloom.stages.step.gradient_noise import NoiseMeter
+from threadloom.stages.step.optimizers import Rotation
 
 
 class TrainingDiverged(ArithmeticError):
@@ -106,8 +107,10 @@ class Collect:
         *,
         skips: bool = False,
         finish: Callable[[], None] | None = None,
+        rotation: Rotation | None = None,
     ) -> None:
         self._skips = skips
+        self._rotation = rotation
         self._finish = finish
         self._banks = banks
         self._plan = plan
@@ -135,8 +138,16 @@ class Collect:
             )
         if self._finish:
             self._finish()
-        scale, plan = gradients[0].scale, self._plan
-        return iter([ReduceShard(batch, s, plan.chunk_range(s), loss, scale) for s in range(plan.shards)])
+        scale, plan, renews = gradients[0].scale, self._plan, self._renews_bases()
+        return iter([ReduceShard(batch, s, plan.chunk_range(s), loss, scale, renews) for s in range(plan.shards)])
+
+    def _renews_bases(self) -> bool:
+        """Return True if the update of this batch is to have new bases; those of the first need its gradient."""
+        if self._rotation is None:
+            return False
+        with self._banks.lease_newest() as newest:
+            applied = newest.bank.scaler.applied
+        return applied > 0 and self._rotation.is_due(applied)
 
 
 def _loss_of(gradients: Sequence[MicroGradient]) -> BatchLoss:
@@ -151,13 +162,27 @@ def _loss_of(gradients: Sequence[MicroGradient]) -> BatchLoss:
 
 
 class Reduce:
-    """Sums a shard's chunks over the lanes, lane 0 first, and computes the sum of squares of each chunk."""
+    """Sums a shard's chunks over the lanes, lane 0 first, and computes the sum of squares of each chunk.
+
+    Bases that are due are renewed here too, a share in each shard: the moments, which decide them, are those of the
+    update before, since `Collect` waits until its version is published.
+    """
 
     def __init__(
-        self, lanes: Lanes, gradient: Gradient, clip_value: float = 0.0, noise: NoiseMeter | None = None
+        self,
+        lanes: Lanes,
+        gradient: Gradient,
+        clip_value: float = 0.0,
+        noise: NoiseMeter | None = None,
+        rotation: Rotation | None = None,
+        shards: int = 1,
     ) -> None:
-        """`clip_value` limits each element of the unscaled gradient; 0: no limit. `noise` measures its noise."""
+        """`clip_value` limits each element of the unscaled gradient; 0: no limit. `noise` measures its noise.
+
+        Each of `shards` shards renews a share of the bases of `rotation`.
+        """
         self._noise = noise
+        self._rotation, self._shards = rotation, shards
         self._lanes = lanes
         self._gradient = gradient
         self._clip_value = clip_value
@@ -173,4 +198,6 @@ class Reduce:
             noise.after(gradient.squares, first, last)
         if self._clip_value:
             gradient.clip_values(self._clip_value * shard.scale, range(first, last), gradient.flat.size)
+        if self._rotation and shard.renews:
+            self._rotation.renew(shard.shard, self._shards)
         return shard

@@ -4,15 +4,13 @@ A part is a range of rows of one matrix that is rotated on its columns, a whole 
 the range of the arena that is not rotated. Parts do not depend on the number of shards, so neither do the bits.
 """
 
-from collections.abc import Iterable
-
 import numpy as np
 
 from threadloom.kernels import DelayedAdamWStep, Floats
 from threadloom.kernels.float32 import rotated_adamw, rotated_adamw_forecast
-from threadloom.pipeline import Arena, Pool, aligned_zeros
+from threadloom.pipeline import Pool, aligned_zeros
 from threadloom.stages.config import ResolvedConfig
-from threadloom.stages.memory import MatrixRows, UpdateShard, rotated_parts, scratch_elements
+from threadloom.stages.memory import MatrixRows, UpdateShard, balanced, rotated_parts, scratch_elements
 from threadloom.stages.models import Geometry, Side, decayed_elements
 from threadloom.stages.step.compute import Compute
 from threadloom.stages.step.optimizers import MasterUpdate, Optimizer, trained_elements
@@ -42,7 +40,8 @@ class RotatedUpdate:
         self._rest = MasterUpdate(geometry, layout, optimizer)
         self._vectors = decayed_elements(geometry, layout.keys()), trained_elements(geometry, layout)
         shapes, sides = {name: view.shape for name, view in layout.items()}, self._rotation.sides
-        self._shards = _balanced(rotated_parts(shapes, sides), self._rotation.bases, shards)
+        parts, bases = rotated_parts(shapes, sides), self._rotation.bases
+        self._shards = balanced(parts, lambda part: part.elements * len(part.matrix(bases)), shards)
         size = scratch_elements(shapes, sides)
         self._scratch = Pool([aligned_zeros(size, np.float32) for _ in range(threads)])
 
@@ -96,15 +95,3 @@ class RotatedUpdate:
             rotated_adamw(old, new, *rest)
         else:
             rotated_adamw_forecast(part.of(master), new, *rest)
-
-
-def _balanced(parts: Iterable[MatrixRows], bases: Arena, shards: int) -> list[list[MatrixRows]]:
-    """Divide parts into shards of similar work: the largest first, each to the shard with the least so far."""
-    groups: list[list[MatrixRows]] = [[] for _ in range(shards)]
-    costs = [0] * shards
-    works = {part: part.elements * len(part.matrix(bases)) for part in parts}
-    for part, work in sorted(works.items(), key=lambda item: item[1], reverse=True):
-        least = costs.index(min(costs))
-        groups[least].append(part)
-        costs[least] += work
-    return groups

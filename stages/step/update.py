@@ -105,11 +105,14 @@ class Clip:
         )
 
     def _renew_bases(self, applied: int) -> bool:
-        """Renew the bases if they are due after `applied` updates; return True if so: moments are in those before."""
+        """Use the bases that are due after `applied` updates; return True if so: moments are in those before."""
         rotation = self._optimizer.rotation
         if rotation is None or not rotation.is_due(applied):
             return False
-        rotation.refresh(applied, self._gradient.arena, self._optimizer.state["m"])
+        if applied:
+            rotation.accept()
+        else:
+            rotation.start(self._gradient.arena)
         return True
 
     def _spike(self, batch: int, state: GuardState, loss: BatchLoss, norm: float, *, scaled: bool) -> str | None:

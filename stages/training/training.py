@@ -175,10 +175,12 @@ class Training:
         self.backward = Backward(
             divided, self.lanes, self.slots, self.scratch, geometry, config.loss, self.accumulation
         )
-        self.collect = Collect(self.banks, self.shards, skips=self.scaler.on or self.guard.skips, finish=finish)
+        rotation, skips = self.optimizer.rotation, self.scaler.on or self.guard.skips
+        self.collect = Collect(self.banks, self.shards, skips=skips, finish=finish, rotation=rotation)
         folded = self.factors is not None and self.factors.in_memory  # then it clips the gradients of the factors
         noise = NoiseMeter(self.lanes, config.micro_batch) if config.noise_scale else None
-        self.reduce = Reduce(self.lanes, self.gradient, 0.0 if folded else clip_value, noise)
+        limit = 0.0 if folded else clip_value
+        self.reduce = Reduce(self.lanes, self.gradient, limit, noise, rotation, self.shards.shards)
         self.clip = Clip(
             self.banks, self.lanes, self.gradient, self.shards, self.optimizer, self.scaler, self.snapshot,
             self.factors, self.guard, noise,

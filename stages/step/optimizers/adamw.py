@@ -30,7 +30,7 @@ class AdamWState:
         self.rates = settings.tensor_rates(geometry, frozen)
         self.average = WeightAverage(settings.ema, trained_shapes(geometry, frozen)) if settings.ema else None
         self.state = {name: Arena(trained_shapes(geometry, frozen)) for name in MOMENTS}
-        self.rotation = Rotation(geometry, frozen, settings.rotation) if settings.rotation else None
+        self.rotation = Rotation(geometry, frozen, settings.rotation, self.state["m"]) if settings.rotation else None
 
     @property
     def master(self) -> Arena | None:

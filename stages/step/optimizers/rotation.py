@@ -6,7 +6,7 @@ al. 2024, arXiv 2409.11321): those of the first gradient, then one step of ortho
 the covariance of the first moment, which is a moving average of the gradient already.
 """
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from threadloom.kernels import Floats, Op, gemm
 from threadloom.pipeline import Arena
-from threadloom.stages.models import Geometry, Side, basis_shapes, rotated_sides
+from threadloom.stages.memory import MatrixRows, balanced, matrix_rows
+from threadloom.stages.models import Geometry, Side, basis_shapes, rotated_sides, trained_shapes
 
 _TINY = 1e-300
 _Matrix = NDArray[Any]
@@ -23,50 +24,59 @@ _Matrix = NDArray[Any]
 class Rotation:
     """The bases, and the turn from the previous ones to them.
 
-    `refresh` is called by one thread, before the parts of an update that is due; parts only read.
+    The first bases are those of `start`. Later ones, which the first moment decides, are computed by `renew` before the
+    update that is due, a share of the matrices per thread, and replace the bases in `accept`. An update that is skipped
+    accepts none. Parts of the update only read.
     """
 
-    def __init__(self, geometry: Geometry, frozen: Set[str], interval: int) -> None:
-        """Allocate the bases, renewed every `interval` updates."""
-        self._interval = interval
+    def __init__(self, geometry: Geometry, frozen: Set[str], interval: int, moment: Arena) -> None:
+        """Allocate the bases, renewed every `interval` updates from the first `moment`."""
+        self._interval, self._moment = interval, moment
         self.sides: Mapping[str, Side] = rotated_sides(geometry, frozen)
-        shapes = basis_shapes(geometry, frozen)
+        shapes, trained = basis_shapes(geometry, frozen), trained_shapes(geometry, frozen)
+        self._matrices = [m for name in self.sides for m in matrix_rows(name, trained[name], trained[name][-2])]
         self.bases = Arena(shapes)
+        self._renewed = Arena(shapes)
         self.turns = Arena(shapes)
-        """Qᵀ Q' of the newest refresh: moments m in the basis Q are m Qᵀ Q' in the basis Q'."""
+        """Qᵀ Q' of the newest renewal: moments m in the basis Q are m Qᵀ Q' in the basis Q'."""
 
     @property
     def nbytes(self) -> int:
         """Bytes allocated beside the bases."""
-        return self.turns.nbytes
+        return self._renewed.nbytes + self.turns.nbytes
 
     def is_due(self, applied: int) -> bool:
         """Return True if the bases are renewed in the update after `applied` others."""
         return applied % self._interval == 0
 
-    def refresh(self, applied: int, gradient: Arena, moment: Arena) -> None:
-        """Compute the bases of the update after `applied` others from the first moment, or first from the gradient."""
-        for name in self.sides:
-            for matrix, basis, turn in self._matrices(name, moment if applied else gradient):
-                covariance = np.empty_like(basis)
-                side, other = (Op.T, Op.N) if self.sides[name] is Side.COLUMNS else (Op.N, Op.T)
-                gemm(matrix, matrix, covariance, side, other, 1.0, 0.0)
-                if not applied:
-                    basis[...] = np.eye(len(basis), dtype=np.float32)
-                if not np.isfinite(covariance).all():  # of numbers beyond 1e19, in a run that diverges
-                    found: _Matrix = basis.astype(np.float64)
-                else:
-                    found = _orthogonal_iteration(basis, covariance) if applied else _eigenvectors(covariance)
-                turn[...] = basis.T.astype(np.float64) @ found
-                basis[...] = found
+    def start(self, gradient: Arena) -> None:
+        """Compute the bases of the first update."""
+        for matrix in self._matrices:
+            basis, turn = matrix.matrix(self.bases), matrix.matrix(self.turns)
+            covariance = self._covariance(matrix, gradient)
+            found = _eigenvectors(covariance) if np.isfinite(covariance).all() else np.eye(len(basis))
+            basis[...] = turn[...] = found
 
-    def _matrices(self, name: str, arena: Arena) -> Iterator[tuple[Floats, Floats, Floats]]:
-        """Yield the matrix of each layer in an arena, with its basis and turn."""
-        tensors = arena[name], self.bases[name], self.turns[name]
-        if tensors[0].ndim == 2:
-            yield tensors
-        else:
-            yield from zip(*tensors, strict=True)
+    def renew(self, share: int, shares: int) -> None:
+        """Compute share number `share`, of `shares`, of the next bases."""
+        for matrix in balanced(self._matrices, lambda m: float(len(m.matrix(self.bases)) ** 3), shares)[share]:
+            basis, covariance = matrix.matrix(self.bases), self._covariance(matrix, self._moment)
+            found: _Matrix = basis.astype(np.float64)
+            if np.isfinite(covariance).all():  # not those of numbers beyond 1e19, in a run that diverges
+                found = _orthogonal_iteration(basis, covariance)
+            matrix.matrix(self.turns)[...] = basis.T.astype(np.float64) @ found
+            matrix.matrix(self._renewed)[...] = found
+
+    def accept(self) -> None:
+        """Make the next bases the bases; all shares have been computed."""
+        np.copyto(self.bases.flat, self._renewed.flat)
+
+    def _covariance(self, matrix: MatrixRows, arena: Arena) -> Floats:
+        """Return the covariance of a matrix in an arena, on the side that is rotated."""
+        covariance = np.empty_like(matrix.matrix(self.bases))
+        side, other = (Op.T, Op.N) if self.sides[matrix.name] is Side.COLUMNS else (Op.N, Op.T)
+        gemm(matrix.of(arena), matrix.of(arena), covariance, side, other, 1.0, 0.0)
+        return covariance
 
 
 def _eigenvectors(covariance: Floats) -> _Matrix:

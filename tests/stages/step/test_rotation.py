@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, strategies as st
 
 from tests.stages.support import LLAMA, Result, assert_same, build, result, run_sequence, run_threads, tiny
 from tests.stages.training.test_bits16 import assert_packed_equals_master
@@ -15,6 +16,7 @@ from threadloom.pipeline import Arena
 from threadloom.stages.checkpoint import Checkpoint
 from threadloom.stages.config import Config
 from threadloom.stages.memory.graph_items import Update
+from threadloom.stages.memory.matrix_rows import MatrixRows, balanced
 from threadloom.stages.memory.rotation import ROWS, rotated_parts
 from threadloom.stages.models import Geometry, Side, basis_shapes, rotated_sides, trained_shapes
 from threadloom.stages.resolve import apply_overrides, resolve
@@ -57,6 +59,12 @@ def assert_orthogonal(basis: Floats) -> None:
     assert np.abs(wide.T @ wide - np.eye(k)).max() <= 2.0 * math.sqrt(k) * EPS32
 
 
+def renew(rotation: Rotation, shares: int = 1) -> None:
+    for share in range(shares):
+        rotation.renew(share, shares)
+    rotation.accept()
+
+
 def test_the_smaller_side_of_each_trained_matrix_is_rotated() -> None:
     sides = rotated_sides(GEOMETRY, frozenset({"wpe"}))
     assert sides == {
@@ -69,8 +77,8 @@ def test_the_smaller_side_of_each_trained_matrix_is_rotated() -> None:
 
 
 def test_the_first_bases_are_the_eigenvectors_of_the_gradients_covariance() -> None:
-    gradient, rotation = moments(1), Rotation(GEOMETRY, frozenset(), 3)
-    rotation.refresh(0, gradient, Arena(trained_shapes(GEOMETRY)))
+    gradient, rotation = moments(1), Rotation(GEOMETRY, frozenset(), 3, Arena(trained_shapes(GEOMETRY)))
+    rotation.start(gradient)
     for name, side in rotation.sides.items():
         for matrix, basis in zip(matrices(gradient, name), matrices(rotation.bases, name), strict=True):
             assert_orthogonal(basis)
@@ -81,21 +89,23 @@ def test_the_first_bases_are_the_eigenvectors_of_the_gradients_covariance() -> N
             assert outside <= 4.0 * max(matrix.shape) * EPS32 * np.trace(covariance)
 
 
+@pytest.mark.parametrize("shares", [1, 2, 7, 40])
 @pytest.mark.parametrize("zero", [False, True], ids=["", "of zeros"])
-def test_later_bases_follow_the_moment_and_turns_lead_to_them(zero: bool) -> None:
+def test_later_bases_follow_the_moment_and_turns_lead_to_them(zero: bool, shares: int) -> None:
     """A moment that stays the same is diagonalised further by each iteration: its ratios of eigenvalues are 4."""
-    rotation, first, later = Rotation(GEOMETRY, frozenset(), 1), moments(1), moments(2)
+    first, later, in_basis = moments(1), moments(2), Arena(trained_shapes(GEOMETRY))
+    rotation = Rotation(GEOMETRY, frozenset(), 1, in_basis)
     if zero:
         later.flat[...] = 0.0
-    rotation.refresh(0, first, first)
+    rotation.start(first)
     rests = []
-    for applied in range(1, 31):
-        in_basis, before = Arena(trained_shapes(GEOMETRY)), Arena(basis_shapes(GEOMETRY))
+    for _ in range(30):
+        before = Arena(basis_shapes(GEOMETRY))
         np.copyto(before.flat, rotation.bases.flat)
         for name, side in rotation.sides.items():
             for to, matrix, basis in zip(*(matrices(a, name) for a in (in_basis, later, before)), strict=True):
                 to[...] = turned(matrix, basis, side)
-        rotation.refresh(applied, first, in_basis)
+        renew(rotation, shares)
         rest = 0.0
         for name, side in rotation.sides.items():
             arenas = later, before, rotation.bases, rotation.turns
@@ -115,13 +125,13 @@ def test_later_bases_follow_the_moment_and_turns_lead_to_them(zero: bool) -> Non
 
 def test_a_basis_that_fits_already_stays_column_by_column() -> None:
     """Otherwise second moments, which are not turned, would be those of other columns."""
-    rotation, gradient = Rotation(GEOMETRY, frozenset(), 1), moments(1)
-    rotation.refresh(0, gradient, gradient)
-    in_basis = Arena(trained_shapes(GEOMETRY))
+    gradient, in_basis = moments(1), Arena(trained_shapes(GEOMETRY))
+    rotation = Rotation(GEOMETRY, frozenset(), 1, in_basis)
+    rotation.start(gradient)
     for name, side in rotation.sides.items():
         for to, matrix, basis in zip(*(matrices(a, name) for a in (in_basis, gradient, rotation.bases)), strict=True):
             to[...] = turned(matrix, basis, side)
-    rotation.refresh(1, gradient, in_basis)
+    renew(rotation)
     for name in rotation.sides:
         for turn in matrices(rotation.turns, name):
             k = len(turn)
@@ -134,19 +144,23 @@ def test_a_basis_that_fits_already_stays_column_by_column() -> None:
 
 @pytest.mark.parametrize("applied", [0, 1])
 def test_a_covariance_that_overflows_leaves_the_bases_as_they_are(applied: int) -> None:
-    rotation, gradient = Rotation(GEOMETRY, frozenset(), 1), moments(1)
+    gradient = moments(1)
+    rotation = Rotation(GEOMETRY, frozenset(), 1, gradient)
     if applied:
-        rotation.refresh(0, gradient, gradient)
+        rotation.start(gradient)
     before = {name: rotation.bases[name].copy() for name in rotation.sides}
     gradient.flat[...] = 3e19
-    rotation.refresh(applied, gradient, gradient)
+    if applied:
+        renew(rotation)
+    else:
+        rotation.start(gradient)
     for name in rotation.sides:
         expected = before[name] if applied else np.broadcast_to(np.eye(before[name].shape[-1]), before[name].shape)
         np.testing.assert_array_equal(rotation.bases[name], expected)
 
 
 def test_bases_are_due_after_every_so_many_updates() -> None:
-    rotation = Rotation(GEOMETRY, frozenset(), 4)
+    rotation = Rotation(GEOMETRY, frozenset(), 4, Arena(trained_shapes(GEOMETRY)))
     assert [applied for applied in range(10) if rotation.is_due(applied)] == [0, 4, 8]
 
 
@@ -158,6 +172,17 @@ def test_parts_cover_every_matrix_once() -> None:
         part.of(arena)[...] += 1.0
     for name, tensor in arena.items():
         np.testing.assert_array_equal(tensor, 1.0 if name in rotated_sides(geometry) else 0.0)
+
+
+@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 8))
+def test_parts_are_divided_into_shards_of_similar_work(rows: list[int], shards: int) -> None:
+    """The shard with the most work had the least before its last part: at most the mean of all, then one part more."""
+    parts = [MatrixRows(str(number), None, 0, count, 3 * count) for number, count in enumerate(rows)]
+    groups = balanced(parts, lambda part: part.elements, shards)
+    assert sorted(part.name for group in groups for part in group) == sorted(part.name for part in parts)
+    totals = [sum(part.elements for part in group) for group in groups]
+    assert len(groups) == shards
+    assert max(totals) <= sum(totals) / shards + max((part.elements for part in parts), default=0)
 
 
 def one_update(config: Config, *overrides: str) -> Training:
