@@ -97,14 +97,23 @@ def check_geometry(
 @pytest.mark.skipif(not JIT_ENABLED, reason="the sizes are for compiled code")
 @EITHER
 def test_a_gradient_that_is_two_percent_too_large_is_beyond_its_bound(fmt: Format) -> None:
-    """The comparisons above can fail, for every tensor."""
+    """The comparisons above can fail, for every tensor.
+
+    A bound is a sample of simulated roundings, in which the last bits of NumPy's BLAS decide: seed 3 has 0.022 for one
+    tensor with the kernels for AVX2. So several seeds are tried, as above.
+    """
     sizes = SIZES["as people train"]
-    case = make_case(sizes, fmt, 3, all_count=True)
-    model = Model16(sizes, fmt, case.tensors)
-    model.forward(case.ids)
-    model.backward(case.ids, case.targets, 1.02 * case.scaled / sizes.rows, accumulate=False)
-    for name, error in model.errors(case.gradients, case.scaled).items():
-        assert error > 1.2 * case.bounds[name], name
+    found: set[str] = set()
+    names: set[str] = set()
+    for seed in (3, 4, 5):
+        case = make_case(sizes, fmt, seed, all_count=True)
+        model = Model16(sizes, fmt, case.tensors)
+        model.forward(case.ids)
+        model.backward(case.ids, case.targets, 1.02 * case.scaled / sizes.rows, accumulate=False)
+        errors = model.errors(case.gradients, case.scaled)
+        names |= errors.keys()
+        found |= {name for name, error in errors.items() if error > 1.2 * case.bounds[name]}
+    assert found == names
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="the sizes are for compiled code")
