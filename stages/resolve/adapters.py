@@ -3,15 +3,14 @@
 import msgspec
 
 from threadloom.stages.config import ALL_LINEAR, Config, ConfigError, LoraConfig
-
-LORA_LEARNING_RATE = 2e-4
-"""Learning rate of adapters if no configuration sets it: that of QLoRA (Dettmers et al., 2023, appendix B)."""
+from threadloom.stages.resolve.fine_tuning_rate import fine_tuning_rate
 
 
 def with_adapters(config: Config, rank: int, *, own_rate: bool = True) -> Config:
     """Return the configuration of a run that trains adapters of all linear layers.
 
-    `own_rate` sets the learning rate that is usual for adapters. Raises ConfigError for a run that starts from some.
+    `own_rate` sets the learning rate of adapters (`fine_tuning_rate`). Raises ConfigError for a run that starts from
+    some.
     """
     if config.lora.init:
         raise ConfigError(
@@ -21,7 +20,8 @@ def with_adapters(config: Config, rank: int, *, own_rate: bool = True) -> Config
             cause="--init is a folder of adapters, or a run with adapters",
             hint="leave --lora out to train those; or merge them first: threadloom merge RUN OUT",
         )
-    optimizer = msgspec.structs.replace(config.optimizer, lr=LORA_LEARNING_RATE) if own_rate else config.optimizer
+    rate = fine_tuning_rate(config.model.channels, adapters=True)
+    optimizer = msgspec.structs.replace(config.optimizer, lr=rate) if own_rate else config.optimizer
     lora = LoraConfig(rank=rank, targets=(ALL_LINEAR,))
     return msgspec.structs.replace(config, lora=lora, optimizer=optimizer)
 

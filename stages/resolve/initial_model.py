@@ -23,7 +23,7 @@ from threadloom.stages.config import (
     model_config_of,
 )
 from threadloom.stages.models import Geometry, parameter_shapes
-from threadloom.stages.resolve.learning_rate import FINE_TUNING_WARMUP, fine_tuning_rate
+from threadloom.stages.resolve.fine_tuning_rate import FINE_TUNING_WARMUP, fine_tuning_rate
 from threadloom.stages.storage import (
     ADAPTER_CONFIG_FILE,
     CONFIG_FILE,
@@ -90,14 +90,15 @@ def _recorded(folder: Path) -> Path:
 def fine_tuning_config(path: Path, base: Path | None = None) -> Config:
     """Return settings for fine-tuning the model at a path, or its adapters, on sequences of the model's context.
 
-    The learning rate is that of transformers' `Trainer`, or the usual one of adapters, with a short warm-up and a
-    cosine; weights do not decay. `base` and errors are as in `InitialModel.at`.
+    The learning rate is that of `fine_tuning_rate`, with a short warm-up and a cosine; weights do not decay. `base` and
+    errors are as in `InitialModel.at`.
     """
     initial = InitialModel.at(path, base)
-    rate = fine_tuning_rate(adapters=initial.adapter is not None)
+    model = model_config_of(read_geometry(initial.model / CONFIG_FILE))
+    rate = fine_tuning_rate(model.channels, adapters=initial.adapter is not None)
     config = Config(
         name=(initial.adapter or initial.model).name,
-        model=model_config_of(read_geometry(initial.model / CONFIG_FILE)),
+        model=model,
         batch_size=8,
         steps=300,
         precision=Precision.AUTO,

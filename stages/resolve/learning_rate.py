@@ -8,7 +8,8 @@ with the channels of the model, the tokens of a batch and the updates until the 
 least-squares fit of log lr to the best rates of small models, GPT-2s and a Llama, each the minimum of a parabola
 through the losses on a grid of learning rates (`python -m benchmarks.learning_rates`; docs/performance.md, "Learning
 rate", has the table of the fitted models and of others that check the rule). They were trained with AdamW (beta2 0.99,
-weight decay 0.1), a warm-up of `WARMUP_SHARE` and a cosine to a tenth of the peak. Fine-tuning has rates of its own.
+weight decay 0.1), a warm-up of `WARMUP_SHARE` and a cosine to a tenth of the peak. Fine-tuning has a rule of its own
+(`stages.resolve.fine_tuning_rate`).
 """
 
 from dataclasses import dataclass
@@ -16,16 +17,13 @@ from dataclasses import dataclass
 import msgspec
 
 from threadloom.stages.config import Config, ResolvedConfig
-from threadloom.stages.resolve.adapters import LORA_LEARNING_RATE
+from threadloom.stages.resolve.fine_tuning_rate import FINE_TUNING_WARMUP, fine_tuning_rate
 
 WARMUP_SHARE = 0.15
 """Share of the updates that is warm-up, as in the fit."""
 _DELAYED_SHARES = (WARMUP_SHARE, 0.25, 0.5)
 """The same for delays of 0, 1, and 2 or more: a delayed gradient is unstable at a rate that others bear, until the
 sharpest directions have flattened (docs/performance.md, "Delay")."""
-FINE_TUNING_WARMUP = 10
-_FINE_TUNING_RATE = 5e-5
-"""Learning rate of transformers' `Trainer`."""
 
 _WIDTH, _TOKENS, _UPDATES = 128, 1024, 1000
 """The training whose learning rate is `RateRule.scale`."""
@@ -74,16 +72,11 @@ class RateRule:
 RATE_RULE = RateRule(5.71e-3, -0.82, 0.35, 0.34, widths=(32, 256), batches=(256, 2048), lengths=(150, 3000))
 
 
-def fine_tuning_rate(*, adapters: bool) -> float:
-    """Return the learning rate of a run that starts from the weights of a model: all of them, or its adapters alone."""
-    return LORA_LEARNING_RATE if adapters else _FINE_TUNING_RATE
-
-
 def rate_and_warmup(config: Config) -> tuple[float, int]:
     """Return `optimizer.lr` and `schedule.warmup`, chosen if they are open."""
     lr, warmup, length = config.optimizer.lr, config.schedule.warmup, _length(config)
     if lr is None and config.init:
-        lr = fine_tuning_rate(adapters=config.lora.rank > 0)
+        lr = fine_tuning_rate(config.model.channels, adapters=config.lora.rank > 0)
     if lr is None:
         lr = RATE_RULE.rate(config.model.channels, config.sequences * config.model.context, length)
     if warmup is None:
@@ -123,7 +116,8 @@ def _source(asked: Config, config: ResolvedConfig, *, resumed: bool) -> str:
     if asked.optimizer.lr is not None:
         return "as configured"
     if config.init:
-        return f"the default for fine-tuning {'adapters' if config.lora.rank else 'a model'}"
+        kind = "adapters of a model" if config.lora.rank else "a model"
+        return f"the default for fine-tuning {kind} of width {config.model.channels}"
     sizes = config.model.channels, config.sequences * config.model.context, _length(config)
     line = "by the rule for width {}, batches of {:,} tokens and {:,} updates".format(*sizes)
     return line if RATE_RULE.covers(*sizes) else f"{line}, outside of the range of its fit"

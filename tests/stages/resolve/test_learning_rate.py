@@ -9,7 +9,7 @@ import pytest
 from tests.stages.resolve.support import tiny
 from threadloom.stages.config import Config, LoraConfig
 from threadloom.stages.resolve import apply_overrides, load_config, resolve, resolved_from_json, to_json
-from threadloom.stages.resolve.adapters import LORA_LEARNING_RATE
+from threadloom.stages.resolve.fine_tuning_rate import fine_tuning_rate
 from threadloom.stages.resolve.learning_rate import RATE_RULE, RateRule, rate_summary, with_saved_rate
 
 OPEN = ("optimizer.lr=auto", "schedule.warmup=auto")
@@ -91,11 +91,23 @@ def test_either_can_be_open_alone() -> None:
 def test_fine_tuning_has_rates_of_its_own() -> None:
     whole = msgspec.structs.replace(asked(*OPEN, "steps=200"), init="model")
     adapters = msgspec.structs.replace(whole, lora=LoraConfig(rank=2, targets=("all-linear",)))
-    assert rate_of(whole) == (5e-5, 10)
-    assert rate_of(adapters) == (LORA_LEARNING_RATE, 10)
-    assert rate_of(msgspec.structs.replace(whole, steps=3)) == (5e-5, 3)
+    assert rate_of(whole) == (2e-3, 10)
+    assert rate_of(adapters) == (8e-3, 10)
+    assert rate_of(msgspec.structs.replace(whole, steps=3)) == (2e-3, 3)
     explicit = msgspec.structs.replace(asked("optimizer.lr=0.25", "schedule.warmup=7"), init="model")
     assert rate_of(explicit) == (0.25, 7)
+
+
+@pytest.mark.parametrize(
+    ("channels", "whole", "adapters"),
+    [(1, 2e-3, 8e-3), (128, 2e-3, 8e-3), (256, 2e-3, 8e-3), (384, 5.1e-4, 2.1e-3), (576, 1.3e-4, 5.3e-4),
+     (768, 5e-5, 2e-4), (4096, 5e-5, 2e-4)],
+)  # fmt: skip
+def test_wide_models_are_fine_tuned_at_the_usual_rate_and_narrow_ones_at_40_times_as_much(
+    channels: int, whole: float, adapters: float
+) -> None:
+    assert fine_tuning_rate(channels, adapters=False) == whole
+    assert fine_tuning_rate(channels, adapters=True) == adapters
 
 
 def test_a_resumed_run_keeps_the_rate_that_it_began_with() -> None:
@@ -119,7 +131,7 @@ def test_files_of_earlier_releases_keep_their_rate() -> None:
         (asked("optimizer.lr=0.5"), True, "learning rate: 0.5, as when the run began; no warm-up"),
         (
             msgspec.structs.replace(asked(*OPEN, "steps=100"), init="model"), False,
-            "learning rate: 5e-05, the default for fine-tuning a model; warm-up: 10 updates",
+            "learning rate: 0.002, the default for fine-tuning a model of width 6; warm-up: 10 updates",
         ),
         (
             asked(*OPEN, "model.channels=64", "model.context=64", "steps=1000"), False,

@@ -172,7 +172,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_has_rows_is_refused(
 def test_the_folder_of_a_model_is_a_configuration_for_fine_tuning(model: Path) -> None:
     config = load_config(model)
     assert (config.init, config.model.context, config.model.vocab_size) == (str(model), 8, 14)
-    assert config.optimizer.lr == 5e-5
+    assert config.optimizer.lr == 2e-3
     require_initial_model(config)
 
 
@@ -188,7 +188,7 @@ def test_the_command_line_fine_tunes_samples_and_scores(finished: Path, model: P
     outcome = command("train", "--init", model, *common, "--out", tmp_path / "run", "--sample=3")
     assert outcome.status == 0, outcome.err
     saved = saved_config(tmp_path / "run")
-    assert (saved.init, saved.optimizer.lr, saved.batch_size) == (str(model), 5e-5, 8)
+    assert (saved.init, saved.optimizer.lr, saved.batch_size) == (str(model), 2e-3, 8)
     outcome = command("train", "--init", model, "--config=small", *common, "--out", tmp_path / "other", "--sample=0")
     assert outcome.status == 0, outcome.err
     assert saved_config(tmp_path / "other").batch_size == load_config("small").batch_size

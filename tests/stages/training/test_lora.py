@@ -16,7 +16,6 @@ from threadloom.pipeline import arena_size
 from threadloom.stages.config import Config, ConfigError, LoraConfig, ResolvedConfig
 from threadloom.stages.models import adapted_modules, lora_shapes, parameter_count, parameter_shapes
 from threadloom.stages.resolve import load_config, to_json, with_adapters
-from threadloom.stages.resolve.adapters import LORA_LEARNING_RATE
 from threadloom.stages.run import train
 
 pytestmark = pytest.mark.timeout(600)  # includes minutes of compiling with an empty cache
@@ -191,4 +190,4 @@ def test_adapters_need_a_model_that_the_run_starts_from(tmp_path: Path) -> None:
 def test_the_settings_for_adapters(own_rate: bool) -> None:
     config = with_adapters(tiny(base=LLAMA), 7, own_rate=own_rate)
     assert (config.lora.rank, config.lora.targets) == (7, ("all-linear",))
-    assert config.optimizer.lr == (LORA_LEARNING_RATE if own_rate else LLAMA.optimizer.lr)
+    assert config.optimizer.lr == (8e-3 if own_rate else LLAMA.optimizer.lr)
