@@ -182,7 +182,8 @@ class Reduce:
         Each of `shards` shards renews a share of the bases of `rotation`.
         """
         self._noise = noise
-        self._rotation, self._shards = rotation, shards
+        self._rotation = rotation
+        self._renewed = rotation.shares(shards) if rotation else []
         self._lanes = lanes
         self._gradient = gradient
         self._clip_value = clip_value
@@ -199,5 +200,5 @@ class Reduce:
         if self._clip_value:
             gradient.clip_values(self._clip_value * shard.scale, range(first, last), gradient.flat.size)
         if self._rotation and shard.renews:
-            self._rotation.renew(shard.shard, self._shards)
+            self._rotation.renew(self._renewed[shard.shard])
         return shard

@@ -6,7 +6,7 @@ al. 2024, arXiv 2409.11321): those of the first gradient, then one step of ortho
 the covariance of the first moment, which is a moving average of the gradient already.
 """
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any
 
 import numpy as np
@@ -57,9 +57,13 @@ class Rotation:
             found = _eigenvectors(covariance) if np.isfinite(covariance).all() else np.eye(len(basis))
             basis[...] = turn[...] = found
 
-    def renew(self, share: int, shares: int) -> None:
-        """Compute share number `share`, of `shares`, of the next bases."""
-        for matrix in balanced(self._matrices, lambda m: float(len(m.matrix(self.bases)) ** 3), shares)[share]:
+    def shares(self, count: int) -> list[list[MatrixRows]]:
+        """Return the matrices in `count` shares, whose next bases take a similar time."""
+        return balanced(self._matrices, lambda matrix: float(len(matrix.matrix(self.bases)) ** 3), count)
+
+    def renew(self, matrices: Iterable[MatrixRows]) -> None:
+        """Compute the next bases of a share of the matrices."""
+        for matrix in matrices:
             basis, covariance = matrix.matrix(self.bases), self._covariance(matrix, self._moment)
             found: _Matrix = basis.astype(np.float64)
             if np.isfinite(covariance).all():  # not those of numbers beyond 1e19, in a run that diverges

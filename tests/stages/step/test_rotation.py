@@ -9,7 +9,17 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from tests.stages.support import LLAMA, Result, assert_same, build, result, run_sequence, run_threads, tiny
+from tests.stages.support import (
+    LLAMA,
+    SEVERAL_CHUNKS,
+    Result,
+    assert_same,
+    build,
+    result,
+    run_sequence,
+    run_threads,
+    tiny,
+)
 from tests.stages.training.test_bits16 import assert_packed_equals_master
 from threadloom.kernels import Floats
 from threadloom.pipeline import Arena
@@ -60,8 +70,8 @@ def assert_orthogonal(basis: Floats) -> None:
 
 
 def renew(rotation: Rotation, shares: int = 1) -> None:
-    for share in range(shares):
-        rotation.renew(share, shares)
+    for share in rotation.shares(shares):
+        rotation.renew(share)
     rotation.accept()
 
 
@@ -235,6 +245,20 @@ def test_updates_depend_neither_on_threads_nor_on_banks(others: tuple[str, ...])
         with training.banks.lease_newest() as lease:
             results.append(lease.bank.arena.flat.copy())
     np.testing.assert_array_equal(results[0], results[1])
+
+
+def test_bases_do_not_depend_on_the_shards_that_renew_them() -> None:
+    """One thread has two shards here, three have as many as there are chunks."""
+    bases, shards = [], []
+    for threads in (1, 3):
+        training = build(tiny("optimizer.rotation=2", "steps=5", *SEVERAL_CHUNKS, f"threads.update={threads}",
+                              f"threads.reduce={threads}"))  # fmt: skip
+        run_threads(training)
+        assert training.optimizer.rotation is not None
+        bases.append(training.optimizer.rotation.bases.flat.copy())
+        shards.append(training.shards.shards)
+    assert 1 < shards[0] < shards[1]
+    np.testing.assert_array_equal(bases[0], bases[1])
 
 
 OVERFLOWS = ("precision=fp16", "loss_scale.initial=1e12", "loss_scale.backoff=1e-2", "loss_scale.interval=2",
