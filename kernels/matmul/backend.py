@@ -2,7 +2,7 @@
 
 The backend is chosen when this module is imported; `blas_info` reports it, with the library behind it. Unless
 ``THREADLOOM_GEMM`` is ``blas`` or ``numba``, Numba's GEMM runs if the processor has AVX-512, or AVX2 with FMA: one
-product is level with OpenBLAS's, trainings are faster (on Zen 3, with AVX2, 1.12 to 1.15 times), it does not depend on
+product is level with OpenBLAS's, trainings are faster (on Zen 3, with AVX2, 1.12 to 1.19 times), it does not depend on
 BLAS's number of threads, teams of threads can divide it, and its result is the same with every version of the library.
 On other processors BLAS runs, if it is sound. `GemmBackend.BF16X3` is never chosen automatically: its results are less
 exact.
@@ -30,7 +30,7 @@ from threadloom.kernels.matmul.blas import (
 from threadloom.kernels.matmul.float32 import call_blocked, prepare_blocked
 from threadloom.kernels.matmul.operands import GemmArgs, Op, gemm_args
 from threadloom.kernels.matmul.split import call_split, multiply_split, prepare_split
-from threadloom.kernels.simd import AVX2_FEATURES
+from threadloom.kernels.simd import HAS_AVX2
 
 
 class GemmBackend(Enum):
@@ -64,10 +64,10 @@ def _choose() -> tuple[GemmBackend, str]:
     asked = f"THREADLOOM_GEMM={wanted}"
     if wanted and GemmBackend(wanted) is not GemmBackend.BLAS:
         return GemmBackend(wanted), asked
-    for name, features in (("AVX-512", AVX512_FEATURES), ("AVX2", AVX2_FEATURES)):
-        if not wanted and all(TARGET.get(feature, False) for feature in features):
-            why = f"on {name} Numba's GEMM is used, which is as fast or faster and the same bits for every BLAS"
-            return GemmBackend.NUMBA, why
+    vectors = "AVX-512" if all(TARGET.get(name, False) for name in AVX512_FEATURES) else "AVX2" if HAS_AVX2 else None
+    if not wanted and vectors:
+        why = f"on {vectors} Numba's GEMM is used, which is as fast or faster and the same bits for every BLAS"
+        return GemmBackend.NUMBA, why
     library = loaded_library()
     if not library.library:
         return GemmBackend.NUMBA, "so Numba's GEMM is used"

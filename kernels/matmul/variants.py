@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from enum import Enum
 
-from threadloom.kernels.compiling import TARGET, ProcessSwitch, jit_kernel
+from threadloom.kernels.compiling import ProcessSwitch, jit_kernel
 from threadloom.kernels.matmul.operands import GemmArgs, Op
-from threadloom.kernels.simd import AVX2_FEATURES, LANES
+from threadloom.kernels.simd import HAS_AVX2, LANES
 
 
 class GemmVariant(Enum):
@@ -46,8 +46,7 @@ SMALL = 64
 IN_PLACE = 0
 PACKED_PREFETCH, TALL, TALL_PREFETCH = 2, 3, 4  # indices of the members, as compiled code reads them
 
-_low_tiles = LANES == 8 and all(TARGET.get(name, False) for name in AVX2_FEATURES)
-DEFAULT_VARIANT = GemmVariant.PACKED_PREFETCH if _low_tiles else GemmVariant.IN_PLACE
+DEFAULT_VARIANT = GemmVariant.PACKED_PREFETCH if HAS_AVX2 and LANES == 8 else GemmVariant.IN_PLACE
 """The variant of every kind that was not measured: low tiles of AVX2 do too little per row of A to read it in place."""
 _members, _default = tuple(GemmVariant), DEFAULT_VARIANT
 _forward = ProcessSwitch("threadloom_variant_forward", _members, _default)

@@ -66,10 +66,10 @@ from threadloom.kernels.simd.scalar import (
     store_result16 as store_result16,
 )
 from threadloom.kernels.simd.vector import (
-    AVX2_FEATURES as AVX2_FEATURES,
     FLOAT32 as FLOAT32,
     FLOAT32_VECTOR as FLOAT32_VECTOR,
     HAS_AMX_BF16 as HAS_AMX_BF16,
+    HAS_AVX2 as HAS_AVX2,
     HAS_AVX512_BF16 as HAS_AVX512_BF16,
     INT8 as INT8,
     INT16 as INT16,

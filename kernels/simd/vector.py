@@ -20,11 +20,10 @@ from threadloom.kernels.compiling import TARGET
 
 HAS_AVX512_BF16 = TARGET.get("avx512bf16", False) and TARGET.get("avx512f", False)
 HAS_AMX_BF16 = TARGET.get("amx-bf16", False) and TARGET.get("amx-tile", False)
+HAS_AVX2 = TARGET.get("avx2", False) and TARGET.get("fma", False)
 HAS_F16C = TARGET.get("f16c", False)
 LANES = 16 if TARGET.get("avx512f", False) else 8
 """32-bit lanes of the target's vectors."""
-AVX2_FEATURES = ("avx2", "fma")
-"""What vectors of 8 float32 and their multiply-adds need on x86."""
 
 
 class Bfloat(ir.Type):  # type: ignore[misc]  # llvmlite has no types

@@ -50,6 +50,25 @@ def in_a_fresh_process(body: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.skipif(not JIT_ENABLED, reason="NumPy multiplies if nothing is compiled")
+@pytest.mark.parametrize(
+    ("features", "expected"),
+    [
+        ("+avx2,+fma", "numba packed-prefetch"),
+        ("+avx2,+fma,+avx512f,+avx512dq,+avx512bw,+avx512vl,+avx512cd", "numba in-place"),
+        ("+avx2", "blas in-place"),
+        ("+sse4.2", "blas in-place"),
+    ],
+)
+def test_the_default_product_follows_from_the_vectors(features: str, expected: str) -> None:
+    """Nothing is compiled, so that a processor without these features can tell too."""
+    body = """
+from threadloom.kernels.matmul import DEFAULT_VARIANT
+print(blas_info(load=False).backend.value, DEFAULT_VARIANT.value)
+"""
+    assert in_a_fresh_process(body, NUMBA_CPU_NAME="x86-64", NUMBA_CPU_FEATURES=features) == expected
+
+
 @needs_own_default
 def test_training_with_the_numba_product_loads_no_blas() -> None:
     body = """
