@@ -71,6 +71,7 @@ from threadloom.kernels.bits16.lora import (
     adapted_residual_forward as adapted_residual_forward,
     lora_backward_weight as lora_backward_weight,
     lora_input as lora_input,
+    prepare_lora as prepare_lora,
 )
 from threadloom.kernels.bits16.models import (
     GPT2 as GPT2,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from threadloom.kernels.bits16.attention import AttentionScratch
+from threadloom.kernels.bits16.attention import AttentionScratch, attention_example
 from threadloom.kernels.common import DocumentStarts, LlamaWeights, Weights
 from threadloom.kernels.compiling import Floats
 from threadloom.kernels.simd import Bits16
@@ -101,6 +101,12 @@ class ThreadScratch(NamedTuple):
     upcast: Fp16UpcastScratch
     packed_t: PackedWeight  # flat: panels of a packed transpose that is not held; no elements if all are
     lora_sums: Floats  # (R * P'), for the largest P': the product of an adapter before it is scaled and rounded
+
+
+def thread_example() -> ThreadScratch:
+    """Return scratch without elements, of the types that it has in both formats."""
+    flat = np.zeros(0, np.float32)
+    return ThreadScratch(attention_example(), Fp16UpcastScratch(flat, flat, flat), np.zeros(0, np.uint32), flat)
 
 
 class Activations16(NamedTuple):

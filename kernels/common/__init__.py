@@ -74,6 +74,7 @@ from threadloom.kernels.common.dropout import (
     drops as drops,
     head_dropout as head_dropout,
     kept_factor as kept_factor,
+    prepare_dropout as prepare_dropout,
     residual_dropout as residual_dropout,
 )
 from threadloom.kernels.common.embedding import (

@@ -1,29 +1,27 @@
 """Dropout (Srivastava et al., 2014) in every number format: of embeddings, in the blocks, of the inputs of adapters.
 
-The mask is a function of counters: the key of the micro-batch, the array, and the number of the element. So the
-backward pass computes it again, and it depends neither on threads nor on the order of the micro-batches. The generator
-is two rounds of the finaliser of MurmurHash3 (Appleby, 2011), each between additions of 32 bits of the key.
-
 The probabilities of attention of a query head are an array (R, T): column t is the key of token t of the row's
 sequence. Only the tiles that attention computes of it exist.
+
+Most trainings drop nothing, so the kernels that do are behind addresses and compiled when a run has dropout:
+the others contain no more of them than a call.
 """
 
 from enum import IntEnum
-from typing import NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
-from threadloom.kernels.common.tensors import Dropout, DropoutRates, LoraConstants, LoraSite
-from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel, jit_strict_inline
+from threadloom.kernels.common.dropout_mask import mask_of, masked, random_bits
+from threadloom.kernels.common.tensors import NO_DROPOUT, Dropout, DropoutRates, LoraConstants, LoraSite
+from threadloom.kernels.compiling import Entry, Floats, jit_inline_body, jit_kernel, jit_strict_inline, type_of
 from threadloom.kernels.simd import FloatRow, load_element, store_element
-
-_LOW = np.uint64(0xFFFFFFFF)
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)  # 2**64 divided by the golden ratio
 
 _ZERO, _ONE = np.float32(0.0), np.float32(1.0)
 _SITES = len(LoraSite)
-_RESIDUAL = 1 << 29  # number of the first output of a block; those of the inputs of adapters are smaller
+_OUTPUT = 1 << 29  # number of the first output of a block; those of the inputs of adapters are smaller
 _ATTENTION = 1 << 30  # number of the probabilities of the first query head
 EMBEDDING_DROPOUT = 1 << 31
 """Number of the input embeddings among the arrays whose elements are dropped."""
@@ -45,7 +43,7 @@ def dropout_of(constants: LoraConstants, key: NDArray[np.uint64], layer: int, si
 @jit_inline_body
 def residual_dropout(rates: DropoutRates, key: NDArray[np.uint64], layer: int, site: ResidualSite) -> Dropout:
     """Return the dropout of an output of a layer, for a micro-batch with a key (1,)."""
-    return Dropout(rates.residual, key, _RESIDUAL + 2 * layer + site)
+    return Dropout(rates.residual, key, _OUTPUT + 2 * layer + site)
 
 
 @jit_inline_body
@@ -66,96 +64,39 @@ def drops(dropout: Dropout) -> bool:
     return dropout.probability > 0.0 and dropout.key[0] != 0
 
 
-@jit_inline_body
-def _multiply(a: np.uint32, b: np.uint32) -> np.uint32:
-    return np.uint32((np.uint64(a) * np.uint64(b)) & _LOW)
+class _ForwardArgs(NamedTuple):
+    """Arguments of `dropout_forward`."""
 
-
-@jit_inline_body
-def _mix(h: np.uint32) -> np.uint32:
-    """Return the finaliser of MurmurHash3's 32-bit variant."""
-    h = np.uint32(h ^ np.uint32(h >> np.uint32(16)))
-    h = _multiply(h, np.uint32(0x85EBCA6B))
-    h = np.uint32(h ^ np.uint32(h >> np.uint32(13)))
-    h = _multiply(h, np.uint32(0xC2B2AE35))
-    return np.uint32(h ^ np.uint32(h >> np.uint32(16)))
-
-
-@jit_inline_body
-def _add(a: np.uint32, b: np.uint32) -> np.uint32:
-    return np.uint32((np.uint64(a) + np.uint64(b)) & _LOW)
-
-
-@jit_inline_body
-def _matrix_key(dropout: Dropout) -> np.uint64:
-    """Return 64 bits that no other matrix of the micro-batch has."""
-    low = _mix(np.uint32((dropout.key[0] ^ np.uint64(dropout.matrix)) & _LOW))
-    high = _mix(_add(np.uint32(dropout.key[0] >> np.uint64(32)), low))
-    return np.uint64(np.uint64(high) << np.uint64(32)) | np.uint64(low)
-
-
-@jit_inline_body
-def _random(number: int, low: np.uint32, high: np.uint32) -> np.uint32:
-    """Return 32 random bits of an element."""
-    counter = np.uint32(np.uint64(number) & _LOW)
-    return _mix(_add(_mix(_add(counter, low)), high))
-
-
-class _Mask(NamedTuple):
-    """Numbers from which the mask of a matrix follows."""
-
-    low: np.uint32  # halves of the matrix's key
-    high: np.uint32
-    threshold: np.uint32  # elements with smaller random numbers are dropped
-    factor: np.float32  # of the others
-
-
-@jit_inline_body
-def _mask_of(dropout: Dropout) -> _Mask:
-    key, threshold = _matrix_key(dropout), np.uint32(dropout.probability * 4294967296.0)
-    low, high = np.uint32(key & _LOW), np.uint32(key >> np.uint64(32))
-    return _Mask(low, high, threshold, np.float32(1.0 / (1.0 - dropout.probability)))
-
-
-@jit_inline_body
-def _masked(value: np.float32, number: int, mask: _Mask) -> np.float32:
-    """Return element `number`, dropped or scaled."""
-    return value * mask.factor if _random(number, mask.low, mask.high) >= mask.threshold else _ZERO
+    x: FloatRow
+    dropout: Dropout
+    out: FloatRow
 
 
 @jit_kernel
-def dropout_forward(x: FloatRow, dropout: Dropout, out: FloatRow) -> None:
-    """Write `x` (R, I) to `out`, with elements dropped and the others scaled."""
-    mask, width = _mask_of(dropout), x.shape[1]
-    for r in range(x.shape[0]):
-        source, target = x[r], out[r]
+def _forward(p: _ForwardArgs) -> None:
+    mask, width = mask_of(p.dropout), p.x.shape[1]
+    for r in range(p.x.shape[0]):
+        source, target = p.x[r], p.out[r]
         for j in range(width):
-            store_element(target, j, _masked(load_element(source, j), r * width + j, mask))
+            store_element(target, j, masked(load_element(source, j), r * width + j, mask))
+
+
+class _ResidualArgs(NamedTuple):
+    """Arguments of `dropout_residual`."""
+
+    y: FloatRow
+    dropout: Dropout
+    residual: Floats
+    out: Floats
 
 
 @jit_kernel
-def dropout_backward(d_out: Floats, dropout: Dropout, dx: FloatRow) -> None:
-    """Add the gradient of `dropout_forward`'s input to `dx`, given that of its result, both (R, I)."""
-    mask, width = _mask_of(dropout), dx.shape[1]
-    for r in range(dx.shape[0]):
-        source, target = d_out[r], dx[r]
+def _residual(p: _ResidualArgs) -> None:
+    mask, width = mask_of(p.dropout), p.out.shape[1]
+    for r in range(p.out.shape[0]):
+        source, base, target = p.y[r], p.residual[r], p.out[r]
         for j in range(width):
-            store_element(target, j, load_element(target, j) + _masked(source[j], r * width + j, mask))
-
-
-@jit_kernel
-def dropout_residual(y: FloatRow, dropout: Dropout, residual: Floats, out: Floats) -> None:
-    """Write `residual` plus `y`, with elements dropped and the others scaled, to `out`, all (R, C).
-
-    `out` may be `residual`. If nothing is dropped, nothing is done.
-    """
-    if not drops(dropout):
-        return
-    mask, width = _mask_of(dropout), out.shape[1]
-    for r in range(out.shape[0]):
-        source, base, target = y[r], residual[r], out[r]
-        for j in range(width):
-            target[j] = base[j] + _masked(load_element(source, j), r * width + j, mask)
+            target[j] = base[j] + masked(load_element(source, j), r * width + j, mask)
 
 
 class ElementNumbers(NamedTuple):
@@ -164,6 +105,89 @@ class ElementNumbers(NamedTuple):
     first: int
     row: int
     column: int
+
+
+class _TileArgs(NamedTuple):
+    """Arguments of `dropout_tile`."""
+
+    tile: FloatRow
+    dropout: Dropout
+    numbers: ElementNumbers
+    rows: int
+    columns: int
+    factor: np.float32
+
+
+@jit_kernel
+def _tile(p: _TileArgs) -> None:
+    mask = mask_of(p.dropout)
+    for i in range(p.rows):
+        row, first = p.tile[i], p.numbers.first + p.numbers.row * i
+        for j in range(p.columns):
+            random = random_bits(first + p.numbers.column * j, mask)
+            store_element(row, j, load_element(row, j) * p.factor if random >= mask.threshold else _ZERO)
+
+
+def _forward_type(source: DTypeLike, target: DTypeLike) -> Any:
+    return type_of(_ForwardArgs(np.zeros((1, 1), source), NO_DROPOUT, np.zeros((1, 1), target)))
+
+
+def _residual_type(dtype: DTypeLike) -> Any:
+    sums = np.zeros((1, 1), np.float32)
+    return type_of(_ResidualArgs(np.zeros((1, 1), dtype), NO_DROPOUT, sums, sums))
+
+
+def _tile_type(dtype: DTypeLike) -> Any:
+    return type_of(_TileArgs(np.zeros((1, 1), dtype), NO_DROPOUT, ElementNumbers(0, 0, 0), 0, 0, _ONE))
+
+
+_FORMATS = np.float32, np.uint16, np.int16
+_FORWARD_TYPES: dict[Any, list[Any]] = {
+    dtype: [_forward_type(np.float32, dtype), _forward_type(dtype, dtype)] for dtype in _FORMATS
+}
+_FORWARD = Entry(
+    "threadloom_dropout_forward", _forward, *chain.from_iterable(_FORWARD_TYPES.values()), prepares_itself=True
+)
+_RESIDUAL = Entry("threadloom_dropout_residual", _residual, *map(_residual_type, _FORMATS), prepares_itself=True)
+_TILE_FORMATS = np.float32, np.uint16  # float16's tiles are float32
+_TILE = Entry("threadloom_dropout_tile", _tile, *map(_tile_type, _TILE_FORMATS), prepares_itself=True)
+_call_forward, _call_residual, _call_tile = _FORWARD.call, _RESIDUAL.call, _TILE.call
+
+
+def prepare_dropout(dtype: DTypeLike) -> None:
+    """Compile what dropout calls with activations of a dtype, or load it from the cache.
+
+    The first call does it otherwise.
+    """
+    _FORWARD.prepare(*_FORWARD_TYPES[np.dtype(dtype).type])
+    _RESIDUAL.prepare(_residual_type(dtype))
+    _TILE.prepare(_tile_type(np.float32), _tile_type(dtype))
+
+
+@jit_kernel
+def dropout_forward(x: FloatRow, dropout: Dropout, out: FloatRow) -> None:
+    """Write `x` (R, I) to `out`, with elements dropped and the others scaled."""
+    _call_forward(_ForwardArgs(x, dropout, out))
+
+
+@jit_kernel
+def dropout_backward(d_out: Floats, dropout: Dropout, dx: FloatRow) -> None:
+    """Add the gradient of `dropout_forward`'s input to `dx`, given that of its result, both (R, I)."""
+    mask, width = mask_of(dropout), dx.shape[1]
+    for r in range(dx.shape[0]):
+        source, target = d_out[r], dx[r]
+        for j in range(width):
+            store_element(target, j, load_element(target, j) + masked(source[j], r * width + j, mask))
+
+
+@jit_kernel
+def dropout_residual(y: FloatRow, dropout: Dropout, residual: Floats, out: Floats) -> None:
+    """Write `residual` plus `y`, with elements dropped and the others scaled, to `out`, all (R, C).
+
+    `out` may be `residual`. If nothing is dropped, nothing is done.
+    """
+    if drops(dropout):
+        _call_residual(_ResidualArgs(y, dropout, residual, out))
 
 
 @jit_strict_inline
@@ -180,11 +204,5 @@ def dropout_tile(
 
     If nothing is dropped, nothing is done.
     """
-    if not drops(dropout):
-        return
-    mask = _mask_of(dropout)
-    for i in range(rows):
-        row, first = tile[i], numbers.first + numbers.row * i
-        for j in range(columns):
-            random = _random(first + numbers.column * j, mask.low, mask.high)
-            store_element(row, j, load_element(row, j) * factor if random >= mask.threshold else _ZERO)
+    if drops(dropout):
+        _call_tile(_TileArgs(tile, dropout, numbers, rows, columns, factor))

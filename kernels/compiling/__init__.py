@@ -3,7 +3,7 @@
 May import: nothing.
 """
 
-from threadloom.kernels.compiling.arguments import numba_type as numba_type
+from threadloom.kernels.compiling.arguments import numba_type as numba_type, type_of as type_of
 from threadloom.kernels.compiling.arrays import Floats as Floats, TokenIds as TokenIds
 from threadloom.kernels.compiling.cache import has_failed_to_save as has_failed_to_save
 from threadloom.kernels.compiling.cache_folder import (

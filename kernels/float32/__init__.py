@@ -54,6 +54,7 @@ from threadloom.kernels.float32.linear import (
     logits_forward as logits_forward,
 )
 from threadloom.kernels.float32.llama_decode import LlamaDecodeScratch as LlamaDecodeScratch
+from threadloom.kernels.float32.lora import prepare_lora as prepare_lora
 from threadloom.kernels.float32.models import (
     GPT2 as GPT2,
     GPT2_BANDED as GPT2_BANDED,

@@ -9,9 +9,12 @@ values, whose gradients are sums over the group in ascending order of heads.
 
 Documents with borders between them are computed one after another, each as a sequence of its own: no scores of other
 documents' keys are computed.
+
+Both passes are behind addresses, so that the kernels of all architectures call one compiled copy.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,28 +31,37 @@ from threadloom.kernels.common import (
     softmax_backward_row,
     softmax_rows,
 )
-from threadloom.kernels.compiling import Floats, jit_inline_body, jit_kernel
+from threadloom.kernels.compiling import Entry, Floats, jit_inline_body, jit_kernel, type_of
 from threadloom.kernels.matmul import Op, gemm
 
 _ZERO = np.float32(0.0)
 
 
-@jit_inline_body
-def attention_forward(acts: AttentionActivations, sequences: int, heads: HeadCounts, scores: Floats) -> None:
-    """Compute ``out`` and ``lse`` of `acts` from its ``qkv``, for all heads: `attention_heads_forward`."""
-    attention_heads_forward(acts, sequences, heads, Part(0, heads.query), scores)
+class _ForwardArgs(NamedTuple):
+    """Arguments of `attention_heads_forward`."""
+
+    acts: AttentionActivations
+    sequences: int
+    heads: HeadCounts
+    part: Part
+    scores: Floats
+
+
+class _BackwardArgs(NamedTuple):
+    """Arguments of `attention_heads_backward`."""
+
+    d_out: Floats
+    acts: AttentionActivations
+    sequences: int
+    heads: HeadCounts
+    part: Part
+    d_qkv: Floats
+    scores: Floats
 
 
 @jit_kernel
-def attention_heads_forward(
-    acts: AttentionActivations, sequences: int, heads: HeadCounts, part: Part, scores: Floats
-) -> None:
-    """Compute the columns of ``out`` and the rows of ``lse`` of the query heads in `part`, from ``qkv``.
-
-    ``out = softmax(q k.T / sqrt(D) + mask) v`` for each query head (Vaswani et al., 2017, equation 1), with the keys
-    and values of its group. ``heads.query`` is a multiple of ``heads.key_value``. `scores` (TILE, at least T) is
-    scratch.
-    """
+def _forward(args: _ForwardArgs) -> None:
+    acts, sequences, heads, part, scores = args
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     size = out.shape[1] // heads.query
     group = heads.query // heads.key_value
@@ -95,31 +107,14 @@ def _softmax_backward(
         softmax_backward_row(scores[0, i], scores[1, i], lse[i], delta, keys - queries + i + 1, keys)
 
 
-@jit_inline_body
-def attention_backward(
-    d_out: Floats, acts: AttentionActivations, sequences: int, heads: HeadCounts, d_qkv: Floats, scores: Floats
-) -> None:
-    """Write the gradient of ``qkv`` to `d_qkv`, for all heads: `attention_heads_backward`."""
-    attention_heads_backward(d_out, acts, sequences, heads, Part(0, heads.query), d_qkv, scores)
-
-
 @jit_kernel
-def attention_heads_backward(
-    d_out: Floats,
-    acts: AttentionActivations,
-    sequences: int,
-    heads: HeadCounts,
-    part: Part,
-    d_qkv: Floats,
-    scores: Floats,
-) -> None:
-    """Write the columns of the query heads in `part`, whole groups, of the gradient of ``qkv`` (R, (H + 2K) D).
+def _backward(args: _BackwardArgs) -> None:
+    """Compute tiles of a head from the last to the first.
 
-    They are written to `d_qkv`, given `d_out` (R, H D), the gradient of the output, and so are those of the groups'
-    keys and values. `acts` are those of the forward pass. The tiles of a head run from the last to the first: the last
-    one sees every key, so that of a group's first head writes the gradients of keys and values, to which all others
-    add. `scores` (2, TILE, at least T) is scratch.
+    The last one sees every key, so that of a group's first head writes the gradients of keys and values, to which all
+    others add.
     """
+    d_out, acts, sequences, heads, part, d_qkv, scores = args
     qkv, out, lse = acts.qkv, acts.out, acts.lse
     size = out.shape[1] // heads.query
     group = heads.query // heads.key_value
@@ -155,3 +150,65 @@ def attention_heads_backward(
                 gemm(ds, q, d_qkv[begin:bottom, k0 : k0 + size], Op.T, Op.N, scale, beta)
                 beta = 1.0
         begin += length
+
+
+_MATRIX, _HEADS, _PART = np.zeros((1, 1), np.float32), HeadCounts(1, 1), Part(0, 1)
+_ACTS = AttentionActivations(_MATRIX, _MATRIX, np.zeros((1, 1, 1), np.float32))
+_FORWARD = Entry(
+    "threadloom_attention_forward",
+    _forward,
+    type_of(_ForwardArgs(_ACTS, 1, _HEADS, _PART, _MATRIX)),
+    prepares_itself=True,
+)
+_BACKWARD = Entry(
+    "threadloom_attention_backward",
+    _backward,
+    type_of(_BackwardArgs(_MATRIX, _ACTS, 1, _HEADS, _PART, _MATRIX, np.zeros((1, 1, 1), np.float32))),
+    prepares_itself=True,
+)
+_call_forward, _call_backward = _FORWARD.call, _BACKWARD.call
+
+
+@jit_inline_body
+def attention_heads_forward(
+    acts: AttentionActivations, sequences: int, heads: HeadCounts, part: Part, scores: Floats
+) -> None:
+    """Compute the columns of ``out`` and the rows of ``lse`` of the query heads in `part`, from ``qkv``.
+
+    ``out = softmax(q k.T / sqrt(D) + mask) v`` for each query head (Vaswani et al., 2017, equation 1), with the keys
+    and values of its group. ``heads.query`` is a multiple of ``heads.key_value``. `scores` (TILE, at least T) is
+    scratch.
+    """
+    _call_forward(_ForwardArgs(acts, sequences, heads, part, scores))
+
+
+@jit_inline_body
+def attention_forward(acts: AttentionActivations, sequences: int, heads: HeadCounts, scores: Floats) -> None:
+    """Compute ``out`` and ``lse`` of `acts` from its ``qkv``, for all heads: `attention_heads_forward`."""
+    attention_heads_forward(acts, sequences, heads, Part(0, heads.query), scores)
+
+
+@jit_inline_body
+def attention_heads_backward(
+    d_out: Floats,
+    acts: AttentionActivations,
+    sequences: int,
+    heads: HeadCounts,
+    part: Part,
+    d_qkv: Floats,
+    scores: Floats,
+) -> None:
+    """Write the columns of the query heads in `part`, whole groups, of the gradient of ``qkv`` (R, (H + 2K) D).
+
+    They are written to `d_qkv`, given `d_out` (R, H D), the gradient of the output, and so are those of the groups'
+    keys and values. `acts` are those of the forward pass. `scores` (2, TILE, at least T) is scratch.
+    """
+    _call_backward(_BackwardArgs(d_out, acts, sequences, heads, part, d_qkv, scores))
+
+
+@jit_inline_body
+def attention_backward(
+    d_out: Floats, acts: AttentionActivations, sequences: int, heads: HeadCounts, d_qkv: Floats, scores: Floats
+) -> None:
+    """Write the gradient of ``qkv`` to `d_qkv`, for all heads: `attention_heads_backward`."""
+    attention_heads_backward(d_out, acts, sequences, heads, Part(0, heads.query), d_qkv, scores)

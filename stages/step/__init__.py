@@ -15,7 +15,11 @@ from threadloom.stages.step.compute import (
 )
 from threadloom.stages.step.derived_embedding import EmbeddingFactors as EmbeddingFactors
 from threadloom.stages.step.divided_passes import DividedPasses as DividedPasses
-from threadloom.stages.step.dropout import EmbeddingDropout as EmbeddingDropout, block_rates as block_rates
+from threadloom.stages.step.dropout import (
+    EmbeddingDropout as EmbeddingDropout,
+    block_rates as block_rates,
+    has_dropout as has_dropout,
+)
 from threadloom.stages.step.early_stopping import EarlyStopping as EarlyStopping
 from threadloom.stages.step.evaluate import (
     EvaluateStage as EvaluateStage,

@@ -6,11 +6,17 @@ from threadloom.kernels import Floats
 from threadloom.kernels.common import EMBEDDING_DROPOUT, Dropout, DropoutRates, dropout_forward
 from threadloom.stages.config import DropoutConfig
 from threadloom.stages.memory import MicroBatchSlot
+from threadloom.stages.models import Geometry
 
 
 def block_rates(config: DropoutConfig) -> DropoutRates:
     """Return the probabilities of dropout in the blocks."""
     return DropoutRates(config.residual, config.attention)
+
+
+def has_dropout(geometry: Geometry, config: DropoutConfig) -> bool:
+    """Return True if a training drops elements, of embeddings, in the blocks or of the inputs of adapters."""
+    return config.drops or (geometry.lora is not None and geometry.lora.dropout > 0)
 
 
 class EmbeddingDropout:

@@ -5,9 +5,10 @@ arguments, not on their sizes, so a model of a few hundred parameters compiles a
 architecture and precision has its own kernels. Loading cached kernels takes a fraction of a second.
 
 Numba compiles one kernel at a time per process. If kernels have to be compiled, a second process compiles the backward
-pass of the blocks, the largest part, while this one compiles the others; this one then loads it from the cache. For
-that, each process leaves out the kernels of the other one (`kernels.compiling.left_out`). A team's kernels of head and
-blocks are called by several threads at once: all of its backward pass is compiled by the second process.
+pass of the blocks, the largest part, and the loss of an evaluation, while this one compiles the others; this one then
+loads those from the cache. For that, each process leaves out the kernels of the other one
+(`kernels.compiling.left_out`). A team's kernels of head and blocks are called by several threads at once: all of its
+backward pass is compiled by the second process, and the loss of an evaluation by this one.
 """
 
 import subprocess
@@ -51,8 +52,8 @@ INTERVAL = 5.0
 """Seconds between two progress reports."""
 _Kernels = tuple[Precision, ModelArchitecture, int]
 """What decides which kernels a backward pass has; the last is the size of a team."""
-_HEAD, _BLOCKS = "head_backward", "blocks_backward"
-"""Names of the kernels of the backward pass (`kernels.common.MODEL_KERNELS`)."""
+_FORWARD, _HEAD, _BLOCKS = "blocks_forward", "head_backward", "blocks_backward"
+"""Names of the kernels of the passes (`kernels.common.MODEL_KERNELS`)."""
 _TINY: Mapping[ModelArchitecture, ModelConfig] = {
     ModelArchitecture.GPT2: Gpt2Config(vocab_size=3, context=4, layers=1, heads=1, channels=8),
     ModelArchitecture.LLAMA: LlamaConfig(vocab_size=3, context=4, layers=1, heads=1, channels=8, mlp_width=8),
@@ -100,14 +101,17 @@ def compile_kernels_of(config: ResolvedConfig, on_progress: OnProgress = logger.
 
 
 def compile_backward(precision: Precision, architecture: ModelArchitecture, team: int = 1) -> None:
-    """Compile the backward pass of the blocks, in the second process, and for a team also that of the head.
+    """Compile the backward pass of the blocks and the loss of an evaluation, in the second process.
 
-    Forward is left out, since only types matter.
+    For a team compile the whole backward pass and no more. Forward is left out, since only types matter.
     """
     step = _TinyStep(precision, architecture, team=team)
     step.embedding()
     with left_out(*(() if team > 1 else (_HEAD,))):
         step.backward()
+    if team == 1:
+        with left_out(_FORWARD):
+            step.evaluation()
 
 
 class _CompileProgress(event.Listener):  # type: ignore[misc]  # Numba has no types
@@ -235,16 +239,16 @@ def _compile(
     is_team = kernels[2] > 1
     with _second_process(kernels, wanted=wanted, on_progress=on_progress) as wait:
         timed("forward", step.forward)
-        timed("evaluation", step.evaluation)
-        if not is_team:
+        if is_team:
+            timed("evaluation", step.evaluation)
+        else:
             timed("backward of the head", step.head)
             timed("optimizer", step.optimizer)
             step = new_step()  # each step runs each stage once
             step.embedding()
         timed("backward of the blocks, in a second process", wait)
         timed("backward", step.backward)
-        if is_team:
-            timed("optimizer", step.optimizer)
+        timed("optimizer" if is_team else "evaluation", step.optimizer if is_team else step.evaluation)
 
 
 @contextmanager

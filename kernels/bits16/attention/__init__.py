@@ -11,5 +11,6 @@ from threadloom.kernels.bits16.attention.layer import (
 )
 from threadloom.kernels.bits16.attention.scratch import (
     AttentionScratch as AttentionScratch,
+    attention_example as attention_example,
     attention_scratch_shapes as attention_scratch_shapes,
 )

@@ -7,19 +7,23 @@ int16 is float16 (`kernels.simd.scalar`).
 
 bfloat16 has GEMMs of small matrices for this purpose (`kernels.bits16.attention.products`), float16 uses float32's
 (`kernels.bits16.attention.fp16`).
+
+Both passes are behind addresses, so that the kernels of all architectures call one compiled copy.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from numba import types
+from numpy.typing import DTypeLike
 
 from threadloom.kernels.bits16.attention.backward import backward_bf16
 from threadloom.kernels.bits16.attention.forward import forward_bf16
 from threadloom.kernels.bits16.attention.fp16 import backward_fp16, forward_fp16
 from threadloom.kernels.bits16.attention.numpy_fallback import backward_numpy, forward_numpy
-from threadloom.kernels.bits16.attention.scratch import AttentionScratch
+from threadloom.kernels.bits16.attention.scratch import AttentionScratch, attention_example
 from threadloom.kernels.common import AttentionActivations, HeadCounts, Part
-from threadloom.kernels.compiling import jit_inline_body, overload_inline
+from threadloom.kernels.compiling import Entry, jit_inline_body, jit_strict_fp, overload_inline, type_of
 from threadloom.kernels.simd import Bits16
 
 
@@ -43,6 +47,54 @@ def _backward(d_out: Any, acts: Any, sequences: Any, heads: Any, part: Any, d_qk
     return run
 
 
+class _ForwardArgs(NamedTuple):
+    """Arguments of `attention_heads_forward`."""
+
+    acts: AttentionActivations
+    sequences: int
+    heads: HeadCounts
+    part: Part
+    scratch: AttentionScratch
+
+
+class _BackwardArgs(NamedTuple):
+    """Arguments of `attention_heads_backward`."""
+
+    d_out: Bits16
+    acts: AttentionActivations
+    sequences: int
+    heads: HeadCounts
+    part: Part
+    d_qkv: Bits16
+    scratch: AttentionScratch
+
+
+@jit_strict_fp
+def _run_forward(p: _ForwardArgs) -> None:
+    forward_numpy(p.acts, p.sequences, p.heads, p.part, p.scratch)  # compiled code calls the format's kernel instead
+
+
+@jit_strict_fp
+def _run_backward(p: _BackwardArgs) -> None:
+    backward_numpy(p.d_out, p.acts, p.sequences, p.heads, p.part, p.d_qkv, p.scratch)  # likewise
+
+
+def _types_of(dtype: DTypeLike) -> tuple[Any, Any]:
+    """Return the types of the arguments of both passes, in the format of a dtype."""
+    rows, heads, part, scratch = np.zeros((1, 1), dtype), HeadCounts(1, 1), Part(0, 1), attention_example()
+    acts = AttentionActivations(rows, rows, np.zeros((1, 1, 1), np.float32))
+    forward = _ForwardArgs(acts, 1, heads, part, scratch)
+    return type_of(forward), type_of(_BackwardArgs(rows, acts, 1, heads, part, rows, scratch))
+
+
+_TYPES = {dtype: _types_of(dtype) for dtype in (np.uint16, np.int16)}
+_FORWARD = Entry("threadloom_attention16_forward", _run_forward, *(t[0] for t in _TYPES.values()), prepares_itself=True)
+_BACKWARD = Entry(
+    "threadloom_attention16_backward", _run_backward, *(t[1] for t in _TYPES.values()), prepares_itself=True
+)
+_call_forward, _call_backward = _FORWARD.call, _BACKWARD.call
+
+
 @jit_inline_body
 def attention_heads_forward(
     acts: AttentionActivations, sequences: int, heads: HeadCounts, part: Part, scratch: AttentionScratch
@@ -52,7 +104,7 @@ def attention_heads_forward(
     ``out = softmax(q k.T / sqrt(D) + mask) v`` for each query head (Vaswani et al., 2017, equation 1), with the keys
     and values of its group. qkv and out are bits of one 16-bit format.
     """
-    forward_numpy(acts, sequences, heads, part, scratch)  # compiled code calls the kernel of the format instead
+    _call_forward(_ForwardArgs(acts, sequences, heads, part, scratch))
 
 
 @jit_inline_body
@@ -78,7 +130,7 @@ def attention_heads_backward(
     query heads of a group, in ascending order, and are rounded once. All but ``lse`` (float32) are bits of one 16-bit
     format.
     """
-    backward_numpy(d_out, acts, sequences, heads, part, d_qkv, scratch)  # as in `attention_heads_forward`
+    _call_backward(_BackwardArgs(d_out, acts, sequences, heads, part, d_qkv, scratch))
 
 
 @jit_inline_body

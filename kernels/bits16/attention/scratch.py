@@ -74,3 +74,9 @@ def attention_scratch_shapes(
     if heads.query == heads.key_value:
         absent |= {"group_sums"}
     return {name: ((0,) * len(shape) if name in absent else shape, kind) for name, (shape, kind) in shapes.items()}
+
+
+def attention_example() -> AttentionScratch:
+    """Return scratch without elements, of the types that it has."""
+    shapes = attention_scratch_shapes(1, 1, HeadCounts(1, 1))
+    return AttentionScratch(**{name: np.zeros((0,) * len(shape), kind) for name, (shape, kind) in shapes.items()})

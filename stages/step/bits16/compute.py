@@ -3,9 +3,11 @@
 from collections.abc import Callable, Container
 from typing import Any
 
+import numpy as np
+
 from threadloom.kernels import AccumulationTicket, Floats
-from threadloom.kernels.bits16 import PackedPair, pack_rows
-from threadloom.kernels.common import NO_TERMS, LossTerms
+from threadloom.kernels.bits16 import PackedPair, pack_rows, prepare_lora
+from threadloom.kernels.common import NO_TERMS, LossTerms, prepare_dropout
 from threadloom.kernels.matmul import prepare_bf16
 from threadloom.kernels.simd import fp16_from_float32
 from threadloom.stages.config import NO_DROPOUT, DropoutConfig, Precision
@@ -14,7 +16,15 @@ from threadloom.stages.layouts.bits16 import bits16_layout_of
 from threadloom.stages.memory import MicroBatchSlot, UpdateShard
 from threadloom.stages.memory.bits16 import Bits16Memory
 from threadloom.stages.models import Geometry
-from threadloom.stages.step import EmbeddingDropout, Gradient, Version, block_rates, needs_blocks, skip_blocks
+from threadloom.stages.step import (
+    EmbeddingDropout,
+    Gradient,
+    Version,
+    block_rates,
+    has_dropout,
+    needs_blocks,
+    skip_blocks,
+)
 from threadloom.stages.step.bits16.optimizer import Bf16Update, Fp16Update, packed_matrices, packed_pair
 from threadloom.stages.step.optimizers import Optimizer
 
@@ -41,8 +51,13 @@ class Bits16Compute:
         self._fields = self._layout.packed_fields(geometry)
         self._geometry = geometry
         self._sequences = sequences
+        dtype = np.int16 if self._fp16 else np.uint16
         if not self._fp16:
             prepare_bf16()
+        if geometry.lora:
+            prepare_lora(dtype)
+        if has_dropout(geometry, dropout):
+            prepare_dropout(dtype)
 
     def pack_from_master(self, version: Version, names: Container[str] | None = None) -> None:
         """Round the matrices `names` that have packed weights, by default all, to 16 bits; pack the bfloat16 ones."""

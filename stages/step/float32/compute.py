@@ -7,12 +7,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from threadloom.kernels import AccumulationTicket, Floats
-from threadloom.kernels.common import IGNORED_TARGET, NO_TERMS, LossTerms
+from threadloom.kernels.common import IGNORED_TARGET, NO_TERMS, LossTerms, prepare_dropout
+from threadloom.kernels.float32 import prepare_lora
 from threadloom.stages.config import NO_DROPOUT, DropoutConfig
 from threadloom.stages.layouts import ModelWeights, layout_of
 from threadloom.stages.memory import Float32Memory, MicroBatchSlot
 from threadloom.stages.models import Geometry
-from threadloom.stages.step import EmbeddingDropout, Gradient, Version, block_rates, needs_blocks, skip_blocks
+from threadloom.stages.step import (
+    EmbeddingDropout,
+    Gradient,
+    Version,
+    block_rates,
+    has_dropout,
+    needs_blocks,
+    skip_blocks,
+)
 from threadloom.stages.step.float32.optimizer import Float32Update
 from threadloom.stages.step.optimizers import Optimizer
 
@@ -30,6 +39,10 @@ class Float32Compute:
         self._dropout = EmbeddingDropout(dropout.embedding)
         self._geometry = geometry
         self._sequences = sequences
+        if geometry.lora:
+            prepare_lora()
+        if has_dropout(geometry, dropout):
+            prepare_dropout(np.float32)
 
     def pack_from_master(self, version: Version, names: Container[str] | None = None) -> None:
         """Do nothing: GEMMs read the master."""

@@ -80,19 +80,24 @@ def test_the_output_projection_that_is_compiled_is_that_of_the_embedding(monkeyp
 
 
 @pytest.mark.skipif(not JIT_ENABLED, reason="there is nothing to compile")
-@pytest.mark.parametrize(("team", "in_the_second"), [(1, {"head_backward"}), (2, set())])
+@pytest.mark.parametrize(
+    ("team", "in_the_second"),
+    [(1, [("backward", {"head_backward"}), ("evaluation", {"blocks_forward"})]), (2, [("backward", set())])],
+)
 def test_each_process_leaves_out_the_kernels_of_the_other(
-    team: int, in_the_second: set[str], monkeypatch: pytest.MonkeyPatch
+    team: int, in_the_second: list[tuple[str, set[str]]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[set[str]] = []
-    monkeypatch.setattr(warmup._TinyStep, "backward", lambda _: seen.append(set(KernelDispatcher._left_out)))
+    seen: list[tuple[str, set[str]]] = []
+    for name in ("backward", "evaluation"):
+        record = lambda _, name=name: seen.append((name, set(KernelDispatcher._left_out)))  # noqa: E731
+        monkeypatch.setattr(warmup._TinyStep, name, record)
     warmup.compile_backward(Precision.FLOAT32, ModelArchitecture.GPT2, team)
     warmup._TinyStep(Precision.FLOAT32, ModelArchitecture.GPT2).head()
-    assert seen == [in_the_second, {"blocks_backward"}]
+    assert seen == [*in_the_second, ("backward", {"blocks_backward"})]
 
 
 def test_the_names_of_the_kernels_that_are_left_out() -> None:
-    for name in (warmup._HEAD, warmup._BLOCKS):
+    for name in (warmup._FORWARD, warmup._HEAD, warmup._BLOCKS):
         for kernels in (float32.GPT2, float32.LLAMA, bits16.GPT2, bits16.LLAMA):
             assert getattr(kernels, name).__name__ == name
 
@@ -100,7 +105,7 @@ def test_the_names_of_the_kernels_that_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("team", "steps"),
     [
-        (1, ["embedding", "forward", "evaluation", "head", "optimizer", "embedding", "wait", "backward"]),
+        (1, ["embedding", "forward", "head", "optimizer", "embedding", "wait", "backward", "evaluation"]),
         (2, ["embedding", "forward", "evaluation", "wait", "backward", "optimizer"]),
     ],
 )
