@@ -2,7 +2,8 @@
 
 Small models are trained through the session of `threadloom train` on a grid of learning rates, two at a time. Every
 result is a line of a file, from which an interrupted search goes on. The rule, log lr = a + b log width +
-c log tokens + d log updates, is fitted on the best rates of some models; others are trained once more at its rate.
+c log tokens + d log updates, is fitted on the best rates of some models, and of some configurations, which were
+measured before; others are trained once more at its rate.
 """
 
 import json
@@ -23,6 +24,7 @@ from rich.table import Table
 from benchmarks.convergence import TINYSHAKESPEARE
 from benchmarks.rate_search import (
     CHECKED,
+    CONFIGURED,
     FITTED,
     Case,
     fit_rule,
@@ -168,16 +170,24 @@ def _quiet() -> None:
     logger.add(sys.stderr, level="ERROR")
 
 
-def report(search: Search, fitted: Sequence[Case], checked: Sequence[Case], console: Console) -> RateRule:
-    """Search, fit and check, print the tables and return the rule."""
+Known = Sequence[tuple[Case, float]]
+"""Models with best rates that were measured elsewhere."""
+
+
+def report(
+    search: Search, fitted: Sequence[Case], checked: Sequence[Case], console: Console, known: Known = ()
+) -> RateRule:
+    """Search, fit and check, print the tables and return the rule; `known` is part of the fit."""
     search.run((*fitted, *checked))
-    return conclude(search, fitted, checked, console)
+    return conclude(search, fitted, checked, console, known)
 
 
-def conclude(search: Search, fitted: Sequence[Case], checked: Sequence[Case], console: Console) -> RateRule:
+def conclude(
+    search: Search, fitted: Sequence[Case], checked: Sequence[Case], console: Console, known: Known = ()
+) -> RateRule:
     """Fit the rule to the models whose search is over, train the checked ones at its rate, print the tables."""
     losses = {case.name: search.grid(case) for case in (*fitted, *checked)}
-    best = [(case, rate) for case, rate, _ in searched(fitted, losses)]
+    best = [*((case, rate) for case, rate, _ in searched(fitted, losses)), *known]
     rule = fit_rule(best)
     checks = {case: rule_rate(rule, case) for case, *_ in searched(checked, losses)}
     search.at(checks)
@@ -223,7 +233,7 @@ def main(results: Path, texts: tuple[str, ...], workers: int) -> None:
     if not texts and TINYSHAKESPEARE.exists():
         texts = (str(TINYSHAKESPEARE),)
     search = Search(results, texts, workers)
-    report(search, FITTED, CHECKED, Console(width=None if sys.stdout.isatty() else 120))
+    report(search, FITTED, CHECKED, Console(width=None if sys.stdout.isatty() else 120), CONFIGURED)
 
 
 if __name__ == "__main__":

@@ -70,7 +70,15 @@ FITTED = (
     Case(256, 2, 8, 64, 8, 300),
     Case(64, 2, 4, 64, 8, 400, ModelArchitecture.LLAMA),
 )
-"""The models of the fit, which vary width, tokens of a batch and updates independently."""
+"""The models of the fit that are searched here, which vary width, tokens of a batch and updates independently."""
+
+CONFIGURED = (
+    (Case(256, 2, 8, 128, 32, 200), 1.37e-3),  # small
+    (Case(384, 4, 6, 128, 16, 150), 6.65e-4),  # optimized
+    (Case(384, 8, 6, 256, 8, 150, ModelArchitecture.LLAMA), 1.05e-3),  # llama-small
+)
+"""Configurations with their best rates, which are part of the fit: measured apart, by `threadloom train` on a text in
+BPE (docs/performance.md, "Learning rate")."""
 
 CHECKED = (
     Case(64, 3, 4, 64, 8, 500),

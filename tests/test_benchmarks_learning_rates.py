@@ -12,6 +12,7 @@ from rich.console import Console
 from benchmarks.learning_rates import Job, Search, config_of, report
 from benchmarks.rate_search import (
     CHECKED,
+    CONFIGURED,
     FITTED,
     Case,
     first_guess,
@@ -23,7 +24,7 @@ from benchmarks.rate_search import (
     wanted_rates,
 )
 from threadloom.stages.config import ModelArchitecture
-from threadloom.stages.resolve import validate
+from threadloom.stages.resolve import load_config, validate
 from threadloom.stages.resolve.learning_rate import RATE_RULE
 
 CASES = [
@@ -43,6 +44,18 @@ def test_the_fit_recovers_known_exponents() -> None:
     )  # fmt: skip
     found = fit_rule([(case, rule.rate(case.channels, case.tokens, case.updates)) for case in CASES])
     assert found == rule
+
+
+def test_the_fit_has_the_configurations_too() -> None:
+    """Their sizes are those that ship, and the rule of `auto` was fitted on them."""
+    for name, (case, _) in zip(("small", "optimized", "llama-small"), CONFIGURED, strict=True):
+        shipped = load_config(name)
+        model = shipped.model
+        assert case.architecture is model.architecture
+        assert case[:5] == (model.channels, model.layers, model.heads, model.context, shipped.batch_size)
+        assert RATE_RULE.covers(case.channels, case.tokens, case.updates)
+    rates = [(case, RATE_RULE.rate(case.channels, case.tokens, case.updates)) for case in FITTED]
+    assert fit_rule(rates).batches[1] < RATE_RULE.batches[1] == fit_rule([*rates, *CONFIGURED]).batches[1]
 
 
 def test_models_that_vary_in_too_little_are_refused() -> None:

@@ -5,10 +5,11 @@ A model that is trained from random weights gets the peak learning rate of a rul
     lr = scale · (width / 128)^b · (tokens / 1024)^c · (updates / 1000)^d
 
 with the channels of the model, the tokens of a batch and the updates until the decay ends. `RATE_RULE` is the
-least-squares fit of log lr to the best rates of small models, GPT-2s and a Llama, each the minimum of a parabola
-through the losses on a grid of learning rates (`python -m benchmarks.learning_rates`; docs/performance.md, "Learning
-rate", has the table of the fitted models and of others that check the rule). They were trained with AdamW (beta2 0.99,
-weight decay 0.1), a warm-up of `WARMUP_SHARE` and a cosine to a tenth of the peak. Fine-tuning has a rule of its own
+least-squares fit of log lr to the best rates of small models of characters, GPT-2s and a Llama, and of three of the
+configurations with a BPE vocabulary, each the minimum of a parabola through the losses on a grid of learning rates
+(`python -m benchmarks.learning_rates`; docs/performance.md, "Learning rate", has the table of the fitted models and of
+others that check the rule). They were trained with AdamW (beta2 0.99, the configurations 0.95; weight decay 0.1), a
+warm-up of `WARMUP_SHARE` and a cosine to a tenth of the peak. Fine-tuning has a rule of its own
 (`stages.resolve.fine_tuning_rate`).
 """
 
@@ -69,7 +70,7 @@ class RateRule:
         return all(low <= value <= high for value, (low, high) in pairs)
 
 
-RATE_RULE = RateRule(5.71e-3, -0.82, 0.35, 0.34, widths=(32, 256), batches=(256, 2048), lengths=(150, 3000))
+RATE_RULE = RateRule(4.43e-3, -1.0, 0.2, 0.28, widths=(32, 384), batches=(256, 4096), lengths=(150, 3000))
 
 
 def rate_and_warmup(config: Config) -> tuple[float, int]:
