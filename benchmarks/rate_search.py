@@ -78,7 +78,7 @@ CONFIGURED = (
     (Case(384, 8, 6, 256, 8, 150, ModelArchitecture.LLAMA), 1.05e-3),  # llama-small
 )
 """Configurations with their best rates, which are part of the fit: measured apart, by `threadloom train` on a text in
-BPE (docs/performance.md, "Learning rate")."""
+BPE (docs/performance.md, "Learning rate of the configurations")."""
 
 CHECKED = (
     Case(64, 3, 4, 64, 8, 500),

@@ -142,8 +142,9 @@ def _tile_type(dtype: DTypeLike) -> Any:
 
 
 _FORMATS = np.float32, np.uint16, np.int16
-_FORWARD_TYPES: dict[Any, list[Any]] = {
-    dtype: [_forward_type(np.float32, dtype), _forward_type(dtype, dtype)] for dtype in _FORMATS
+_FORWARD_TYPES: dict[Any, list[Any]] = {  # sums, and what is rounded from sums, are dropped in every format
+    dtype: [_forward_type(np.float32, np.float32), _forward_type(np.float32, dtype), _forward_type(dtype, dtype)]
+    for dtype in _FORMATS
 }
 _FORWARD = Entry(
     "threadloom_dropout_forward", _forward, *chain.from_iterable(_FORWARD_TYPES.values()), prepares_itself=True

@@ -248,7 +248,10 @@ def _compile(
             step.embedding()
         timed("backward of the blocks, in a second process", wait)
         timed("backward", step.backward)
-        timed("optimizer" if is_team else "evaluation", step.optimizer if is_team else step.evaluation)
+        if is_team:
+            timed("optimizer", step.optimizer)
+        else:
+            timed("evaluation", step.evaluation)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from tests.kernels.support import run_without_compiler
 from tests.reference import dropout as description
+from threadloom.kernels.common import dropout as kernels
 from threadloom.kernels.common.dropout import dropout_backward, dropout_forward
 from threadloom.kernels.common.tensors import Dropout
 
@@ -90,3 +91,18 @@ def test_the_mask_without_the_compiler_is_the_same() -> None:
         "from tests.kernels.common.test_dropout import mask\n"
         f"assert ''.join(str(int(v != 0)) for v in mask(0.4, shape=(3, 17)).ravel()) == {kept!r}\n"
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint16, np.int16])
+def test_what_a_format_drops_is_prepared(dtype: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its activations, and float32 sums, in place or rounded: of embeddings, blocks and adapters."""
+    prepared: dict[str, set[object]] = {}
+    for name in ("_FORWARD", "_RESIDUAL", "_TILE"):
+        monkeypatch.setattr(
+            getattr(kernels, name), "prepare", lambda *kinds, name=name: prepared.update({name: {*kinds}})
+        )
+    kernels.prepare_dropout(dtype)
+    pairs = [(np.float32, np.float32), (np.float32, dtype), (dtype, dtype)]
+    assert prepared["_FORWARD"] == {kernels._forward_type(*pair) for pair in pairs}
+    assert prepared["_RESIDUAL"] == {kernels._residual_type(dtype)}
+    assert prepared["_TILE"] == {kernels._tile_type(np.float32), kernels._tile_type(dtype)}
